@@ -24,7 +24,14 @@ FOLDER = "demo-1"  # a new number whenever the files' content changes, so that n
 VOCABULARY = 1024
 BOS, HEADER, EOS = "<|bos|>", "<|im_start|>", "<|im_end|>"
 MARKUP = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
-HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = 128, 4, 4, 2, 32, 256  # all divide by a tensor parallel size of 2
+HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = (
+    128,
+    4,
+    4,
+    2,
+    32,
+    256,
+)  # all divide by a tensor parallel size of 2
 
 
 def cache_folder() -> Path:

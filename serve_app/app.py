@@ -1,0 +1,68 @@
+"""The Serve application: `build` turns the settings of serve_config.yaml into the graph.
+
+No `from __future__ import annotations` here: Serve reads the annotation of `build` to validate `args:`.
+"""
+
+import ipaddress
+import os
+import re
+from typing import Any
+
+from ray import serve
+from ray.serve.context import _get_global_client
+
+from serve_app.config import ConfigError, ModelConfig, ServiceConfig
+from serve_app.gateway.deployment import Gateway
+from serve_app.replica.deployment import Replica
+
+# Every process of the service; a model's own `env` comes on top.
+ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
+
+
+def build(config: ServiceConfig) -> serve.Application:
+    """The gateway in front, one replica deployment for each model behind it."""
+    _check_exposure()
+    models = config.resolve()
+    gateway = serve.deployment(serve.ingress()(Gateway)).options(
+        name="gateway",
+        num_replicas=config.gateway.replicas,
+        max_ongoing_requests=config.gateway.max_ongoing_requests,
+        # Tokenizing one request at a time needs no pool of threads.
+        ray_actor_options=_actor(config.gateway.num_cpus, {"OMP_NUM_THREADS": "1"}),
+    )
+    return gateway.bind(config.gateway, models, [_replicas(model) for model in models])
+
+
+def _replicas(model: ModelConfig) -> serve.Application:
+    options: dict[str, Any] = {"ray_actor_options": _actor(model.num_cpus, model.env)}
+    if model.nodes > 1:
+        # vLLM's Ray workers take the GPUs; the replica itself sits beside the first.
+        first, other = {"CPU": model.num_cpus, "GPU": 1}, {"GPU": 1}
+        options["placement_group_bundles"] = [first, *[other] * (model.world_size - 1)]
+        options["placement_group_strategy"] = "PACK"
+    elif gpus := model.reserved_gpus():
+        options["ray_actor_options"]["num_gpus"] = gpus
+    deployment = serve.deployment(Replica).options(
+        name="replica-" + re.sub(r"[^A-Za-z0-9.-]+", "-", model.id),
+        num_replicas=model.replicas,
+        max_ongoing_requests=model.max_ongoing_requests,
+        graceful_shutdown_timeout_s=model.drain_timeout_s,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        **options,
+    )
+    return deployment.bind(model)
+
+
+def _actor(num_cpus: float, environment: dict[str, str]) -> dict[str, Any]:
+    return {"num_cpus": num_cpus, "runtime_env": {"env_vars": {**ENVIRONMENT, **environment}}}
+
+
+def _check_exposure() -> None:
+    """Refuse to answer the network without a key."""
+    if os.environ.get("PROXY_API_KEY"):
+        return
+    host = _get_global_client().http_config.host
+    if host == "localhost" or ipaddress.ip_address(host).is_loopback:
+        return
+    raise ConfigError(f"PROXY_API_KEY is not set, and the service would listen on {host}: set a key")

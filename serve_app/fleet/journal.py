@@ -1,0 +1,140 @@
+"""The journal: for each request its tokens delivered so far, so that another replica can go on with it."""
+
+import asyncio
+import copy
+from collections.abc import Iterator
+
+from serve_app.vllm_seam import EngineCoreOutput, EngineCoreRequest, FinishReason
+
+
+class TokensLost(Exception):
+    """An output does not continue where the journal stands: a step before it never arrived."""
+
+
+class Entry:
+    """One request: the tokens delivered, and the attempt that is delivering them."""
+
+    __slots__ = ("attempt", "base", "finished", "request", "task", "tokens")
+
+    def __init__(self, request: EngineCoreRequest) -> None:
+        self.request = request
+        self.tokens: list[int] = []
+        self.attempt = 0
+        self.base = 0
+        self.finished = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+    def next_attempt(self) -> None:
+        """Give up the present attempt: what it still sends is dropped."""
+        self.attempt += 1
+        self.base = len(self.tokens)
+
+    def attempt_request(self) -> EngineCoreRequest:
+        """The request as this attempt sends it: the delivered tokens are prompt, and count against the limits."""
+        request = copy.copy(self.request)
+        request.request_id = f"{self.request.request_id}~{self.attempt}"
+        params = request.sampling_params
+        if params is None or not self.tokens:
+            return request
+        params = params.clone()
+        if params.max_tokens is not None:
+            params.max_tokens -= len(self.tokens)
+        params.min_tokens = max(0, params.min_tokens - len(self.tokens))
+        params.prompt_logprobs = None
+        request.sampling_params = params
+        request.prompt_token_ids = [*(request.prompt_token_ids or ()), *self.tokens]
+        return request
+
+    def resumable(self) -> bool:
+        """Whether the tokens that follow are those an undisturbed run would draw from.
+
+        Before the first token every request is. After it, vLLM keeps state of the output so far for grammars
+        (a new one starts at its root), for penalties that count output tokens only, and for explicit seeds
+        (a new generator repeats its first draws); prompts given as embeddings cannot take tokens behind them.
+        """
+        params = self.request.sampling_params
+        if not self.tokens or params is None:
+            return True
+        return (
+            params.structured_outputs is None
+            and not params.presence_penalty
+            and not params.frequency_penalty
+            and params.seed is None
+            and self.request.prompt_embeds is None
+        )
+
+    def exhausted(self) -> EngineCoreOutput | None:
+        """The output that ends this request if its last token has already arrived, else None.
+
+        The checks and their order are the scheduler's (vllm/v1/core/sched/utils.py, check_stop).
+        """
+        params = self.request.sampling_params
+        if params is None or not self.tokens:
+            return None
+        last, request_id = self.tokens[-1], self.request.request_id
+        if last == params.eos_token_id:
+            return EngineCoreOutput(request_id, [], finish_reason=FinishReason.STOP)
+        if last in (params.stop_token_ids or ()):
+            return EngineCoreOutput(request_id, [], finish_reason=FinishReason.STOP, stop_reason=last)
+        if params.max_tokens is not None and len(self.tokens) >= params.max_tokens:
+            return EngineCoreOutput(request_id, [], finish_reason=FinishReason.LENGTH)
+        return None
+
+
+class Journal:
+    """The open requests of one fleet client, by request id."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def open(self, request: EngineCoreRequest) -> Entry:
+        entry = self._entries[request.request_id] = Entry(request)
+        return entry
+
+    def close(self, request_id: str) -> Entry | None:
+        """Forget a request: it has ended, or its client has left."""
+        entry = self._entries.pop(request_id, None)
+        if entry is not None:
+            entry.finished.set()
+        return entry
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether this request is still open."""
+        return self._entries.get(entry.request.request_id) is entry
+
+    def entry_of(self, output: EngineCoreOutput) -> Entry | None:
+        """The open request that this output of a replica belongs to, if its attempt is the present one."""
+        request_id, _, attempt = output.request_id.rpartition("~")
+        entry = self._entries.get(request_id)
+        return entry if entry is not None and str(entry.attempt) == attempt else None
+
+    def waiting(self) -> int:
+        """Requests that have no token yet."""
+        return sum(1 for entry in self._entries.values() if not entry.tokens)
+
+    def record(self, entry: Entry, output: EngineCoreOutput, offset: int) -> None:
+        """Write a request's next output down and give it the request's own id.
+
+        Args:
+            entry: the request, from `entry_of`.
+            output: as a replica sent it, its request id marked with the attempt.
+            offset: how many tokens of the attempt the replica had sent before it.
+
+        Raises:
+            TokensLost: tokens before `offset` never arrived.
+        """
+        if entry.base + offset != len(entry.tokens):
+            raise TokensLost(entry.request.request_id)
+        entry.tokens.extend(output.new_token_ids)
+        output.request_id = entry.request.request_id
+        if entry.base:
+            # Counts the delivered tokens as prompt, which they are to this replica alone.
+            output.prefill_stats = None
+        if output.finished:
+            self.close(output.request_id)

@@ -1,0 +1,102 @@
+"""What the service says of itself: health, the list of models, metrics."""
+
+from typing import Literal
+
+import msgspec
+import ray
+
+from serve_app.fleet.watch import State
+from serve_app.gateway.models import Model, Models
+from serve_app.telemetry.metrics import exposition
+
+FAILED = "The replicas of this model do not start; their log tells why."
+
+
+class ReplicaCount(msgspec.Struct):
+    running: int
+    target: int
+
+
+class ModelHealth(msgspec.Struct):
+    id: str
+    status: State
+    replicas: ReplicaCount
+    tasks: list[str]
+    max_model_len: int | None
+    error: str | None
+
+
+class Details(msgspec.Struct):
+    models: list[ModelHealth]
+
+
+class Health(msgspec.Struct):
+    """Body of `GET /api/healthz`."""
+
+    status: Literal["ok", "degraded", "loading"]
+    gpu_available: bool
+    model_loaded: bool
+    upstream_healthy: bool
+    queue_size: int
+    details: Details
+
+
+class ModelCard(msgspec.Struct):
+    """One entry of `GET /v1/models`, as vLLM shows it."""
+
+    id: str
+    created: int
+    root: str
+    max_model_len: int | None
+    object: str = "model"
+    owned_by: str = "vllm"
+    parent: str | None = None
+
+
+class ModelList(msgspec.Struct):
+    data: list[ModelCard]
+    object: str = "list"
+
+
+def health(models: Models) -> Health:
+    """The state of every model. `queue_size` counts requests of this gateway that have no token yet."""
+    reports = [_model_health(models, model) for model in models]
+    ready = [report.status is State.READY for report in reports]
+    return Health(
+        status="ok" if all(ready) else "degraded" if any(ready) else "loading",
+        gpu_available=ray.cluster_resources().get("GPU", 0) > 0,
+        model_loaded=any(ready),
+        upstream_healthy=all(ready),
+        queue_size=sum(model.frontend.fleet.journal.waiting() for model in models if model.frontend),
+        details=Details(reports),
+    )
+
+
+def model_list(models: Models) -> ModelList:
+    return ModelList([model_card(model) for model in models])
+
+
+def model_card(model: Model) -> ModelCard:
+    return ModelCard(
+        id=model.config.id,
+        created=model.created,
+        root=model.config.source,
+        max_model_len=model.frontend.max_model_len if model.frontend else None,
+    )
+
+
+def metrics(models: Models) -> bytes:
+    """Prometheus text of every model that has been up."""
+    return exposition(model.frontend.metrics for model in models if model.frontend)
+
+
+def _model_health(models: Models, model: Model) -> ModelHealth:
+    state, replicas = models.state(model), models.replicas(model)
+    return ModelHealth(
+        id=model.config.id,
+        status=state,
+        replicas=ReplicaCount(running=replicas.running, target=replicas.target),
+        tasks=list(model.description.tasks) if model.description else [],
+        max_model_len=model.frontend.max_model_len if model.frontend else None,
+        error=FAILED if state is State.FAILED else None,
+    )

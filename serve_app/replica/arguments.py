@@ -1,0 +1,72 @@
+"""A model's settings as the arguments of `vllm serve`, parsed by vLLM's own parser.
+
+Replica and gateway read the same arguments: the replica for its engine core, the gateway for the front end.
+"""
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from serve_app.config import DEMO_SOURCE, ConfigError, ModelConfig
+from serve_app.replica.demo_model import ensure_demo_model
+from serve_app.vllm_seam import VllmConfig
+
+
+class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
+    def error(self, message: str) -> Any:
+        raise ConfigError(message)
+
+
+def parse_arguments(model: ModelConfig) -> Namespace:
+    """Parse a model's settings.
+
+    Raises:
+        ConfigError: vLLM does not know a flag, or not this value of it.
+    """
+    try:
+        arguments = make_arg_parser(_Parser()).parse_args(list(_flags(model)))
+        validate_parsed_serve_args(arguments)
+    except (ConfigError, TypeError, ValueError) as error:
+        raise ConfigError(f"model {model.id}: vllm_args: {error}") from error
+    return arguments
+
+
+def engine_config(arguments: Namespace) -> VllmConfig:
+    """vLLM's whole configuration of one engine; reads the model's config.json and tokenizer files."""
+    return AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
+
+
+def _flags(model: ModelConfig) -> Iterator[str]:
+    source = str(ensure_demo_model()) if model.source == DEMO_SOURCE else model.source
+    if source.startswith((".", "~")):
+        source = str(Path(source).expanduser().resolve())
+    owned: dict[str, Any] = {
+        "model": source,
+        "served_model_name": model.id,
+        "tensor_parallel_size": model.tensor_parallel_size,
+        "pipeline_parallel_size": model.pipeline_parallel_size,
+        # One gateway feeds many engine cores, so neither side may assume what the other has cached.
+        "mm_processor_cache_gb": 0,
+    }
+    if model.nodes > 1:
+        owned["distributed_executor_backend"] = "ray"
+    for name, value in {**owned, **model.vllm_args}.items():
+        yield from _flag(name, value)
+
+
+def _flag(name: str, value: Any) -> Iterator[str]:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        yield flag if value else "--no-" + name.replace("_", "-")
+    elif isinstance(value, dict):
+        yield from (flag, json.dumps(value))
+    elif isinstance(value, list):
+        yield from (flag, *map(str, value))
+    elif value is not None:
+        yield from (flag, str(value))

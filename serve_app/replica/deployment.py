@@ -1,0 +1,139 @@
+"""The replica: a Serve deployment that owns one engine core and answers the gateways' fleet clients."""
+
+import asyncio
+import logging
+import os
+import pickle
+from typing import NamedTuple
+
+import ray
+from ray import serve
+
+from serve_app.config import ModelConfig
+from serve_app.fleet.channel import Sink, SinkGone, TokenSender
+from serve_app.replica.engine import Engine, start_engine
+from serve_app.replica.process import protect_children
+from serve_app.vllm_seam import (
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    EngineDeadError,
+    MsgpackDecoder,
+)
+
+logger = logging.getLogger("ray.serve")
+
+
+class Description(NamedTuple):
+    """What a gateway needs to build the front end of a model."""
+
+    config: bytes
+    """vLLM's configuration as the engine core left it, pickled."""
+    tasks: tuple[str, ...]
+    """What the model can do, in vLLM's words: generate, embed, score, transcription, ..."""
+    has_gpu: bool
+    """Whether this replica holds a GPU."""
+
+
+class _Attempt:
+    """One gateway's request in this replica's engine core."""
+
+    __slots__ = ("address", "done", "sent")
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.sent = 0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Replica:
+    """Owns one engine core. Calls are unary: a request's tokens leave by the token channel."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        protect_children()
+        self._engine: Engine = start_engine(model)
+        self._sender = TokenSender(serve.get_replica_context().replica_id.unique_id)
+        self._decoder = MsgpackDecoder(EngineCoreRequest)
+        self._attempts: dict[str, _Attempt] = {}
+        self._has_gpu = bool(ray.get_gpu_ids())
+        self._pump = asyncio.get_event_loop().create_task(self._push_steps())
+
+    async def describe(self) -> Description:
+        config = pickle.dumps(self._engine.config)
+        return Description(config, await self._engine.core.get_supported_tasks_async(), self._has_gpu)
+
+    async def generate(self, sink: Sink, request_id: str, frames: list[bytes]) -> None:
+        """Run one request to its end; cancelling the call aborts it in the engine core.
+
+        Args:
+            sink: the token channel of the gateway that asks.
+            request_id: the request's id, marked with the attempt.
+            frames: vLLM's encoding of an `EngineCoreRequest`.
+
+        Raises:
+            SinkGone: the gateway no longer reads its token channel.
+        """
+        self._sender.connect(sink)
+        attempt = self._attempts[request_id] = _Attempt(sink.address)
+        try:
+            await self._engine.core.add_request_async(self._decoder.decode(frames))
+            await attempt.done
+        except (asyncio.CancelledError, SinkGone):
+            await self._engine.core.abort_requests_async([request_id])
+            raise
+        finally:
+            del self._attempts[request_id]
+
+    async def check_health(self) -> None:
+        """Serve's health check: the engine core's own."""
+        if self._engine.core.resources.engine_dead:
+            raise EngineDeadError
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.core.shutdown(timeout=2)
+
+    async def _push_steps(self) -> None:
+        """Carry the engine core's outputs to the gateways, one message an engine step and gateway."""
+        try:
+            while True:
+                self._push(await self._engine.core.get_output_async())
+        except EngineDeadError:
+            # Without its engine core this process is of no use. The calls in it fail as a dead replica's do,
+            # so that their requests move, and Serve starts another at once.
+            logger.critical("the engine core died; this replica exits")
+            os._exit(1)
+
+    def _push(self, step: EngineCoreOutputs) -> None:
+        by_gateway: dict[str, tuple[list[int], list[EngineCoreOutput]]] = {}
+        ended: list[_Attempt] = []
+        for output in step.outputs:
+            attempt = self._attempts.get(output.request_id)
+            if attempt is None:
+                continue
+            offsets, outputs = by_gateway.setdefault(attempt.address, ([], []))
+            offsets.append(attempt.sent)
+            outputs.append(output)
+            attempt.sent += len(output.new_token_ids)
+            if output.finished:
+                ended.append(attempt)
+        if step.scheduler_stats is not None:
+            for address in self._sender.addresses():
+                by_gateway.setdefault(address, ([], []))
+        for address, (offsets, outputs) in by_gateway.items():
+            message = EngineCoreOutputs(
+                outputs=outputs, scheduler_stats=step.scheduler_stats, timestamp=step.timestamp
+            )
+            self._send(address, offsets, message)
+        for attempt in ended:
+            if not attempt.done.done():
+                attempt.done.set_result(None)
+
+    def _send(self, address: str, offsets: list[int], message: EngineCoreOutputs) -> None:
+        try:
+            self._sender.push(address, offsets, message)
+        except SinkGone as gone:
+            logger.warning("gateway at %s does not read its tokens; its requests are aborted", address)
+            for attempt in self._attempts.values():
+                if attempt.address == address and not attempt.done.done():
+                    attempt.done.set_exception(gone)
