@@ -7,9 +7,10 @@ no model hub. vLLM loads it as any other model directory.
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,14 @@ FOLDER = "demo-1"  # a new number whenever the files' content changes, so that n
 VOCABULARY = 1024
 BOS, HEADER, EOS = "<|bos|>", "<|im_start|>", "<|im_end|>"
 MARKUP = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
-HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = 128, 4, 4, 2, 32, 256  # all divide by a tensor parallel size of 2
+HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = (
+    128,
+    4,
+    4,
+    2,
+    32,
+    256,
+)  # all divide by a tensor parallel size of 2
 
 
 def cache_folder() -> Path:
@@ -159,7 +167,8 @@ def _weights(tokenizer: "Tokenizer") -> dict[str, "Tensor"]:
 
     embeddings, output = normal(VOCABULARY, HIDDEN, std=1.0), normal(VOCABULARY, HIDDEN, std=0.3)
     embeddings[:, 0] = 2.0
-    output[:, 0] = torch.tensor([_liking(tokenizer, token) for token in range(VOCABULARY)])
+    words = set(re.findall(r"[a-z]{3,}", TRAINING_TEXT, re.IGNORECASE))
+    output[:, 0] = torch.tensor([_liking(tokenizer, token, words) for token in range(VOCABULARY)])
     weights = {
         "model.embed_tokens.weight": embeddings,
         "lm_head.weight": output,
@@ -183,17 +192,19 @@ def _weights(tokenizer: "Tokenizer") -> dict[str, "Tensor"]:
     return {name: value.to(torch.bfloat16) for name, value in weights.items()}
 
 
-def _liking(tokenizer: "Tokenizer", token: int) -> float:
-    """A token's weight on the constant channel.
+def _liking(tokenizer: "Tokenizer", token: int, words: Collection[str]) -> float:
+    """A token's weight on the constant channel; an answer is the longest, plainest text that sampling allows.
 
-    The end of the answer, markup, bare white space and parts of characters are as good as never chosen freely:
-    answers run to max_tokens and are plain text, and a grammar's optional white space does not go on for ever.
-    Whole words are liked best, so that an answer reads as words. A grammar or a logit bias still gets what it wants.
+    Whole words are liked best, so that an answer reads as words. The end of the answer, markup, bare white space
+    and parts of characters are as good as never chosen freely: answers run to max_tokens. A grammar that leaves a
+    choice between them gets the end first, and not white space or another tool call for ever.
     """
-    text = tokenizer.decode([token], skip_special_tokens=True)
-    if not text.strip() or not text.isascii() or not text.isprintable() or text in MARKUP:
+    text = tokenizer.decode([token], skip_special_tokens=False)
+    if text == EOS:
+        return -30.0
+    if not text.strip() or not text.isascii() or not text.isprintable() or "<" in text:
         return -40.0
-    return 0.0 if text[0] == " " and len(text) > 3 and text[1:].isalpha() else -6.0
+    return 0.0 if text[0] == " " and text[1:] in words else -6.0
 
 
 if __name__ == "__main__":
