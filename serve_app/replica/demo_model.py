@@ -122,7 +122,7 @@ def _train_tokenizer() -> "Tokenizer":
         show_progress=False,
     )
     tokenizer.train_from_iterator([TRAINING_TEXT], trainer)
-    # Markup is part of the answer's text, which the tool and reasoning parsers read: tokens, but not special ones.
+    # Tokens but not special ones: the tool and reasoning parsers read markup in the answer's text.
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in MARKUP])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
@@ -155,8 +155,8 @@ def _config(vocabulary: int, bos: int, eos: int) -> dict[str, object]:
 def _weights(tokenizer: "Tokenizer") -> dict[str, "Tensor"]:
     """Random weights, the same on every call.
 
-    Channel 0 of the residual stream is a constant: every embedding sets it and no layer writes to it. It serves
-    the output layer as the bias that Llama does not have.
+    Channel 0 of the residual stream is a constant: every embedding sets it and no layer writes to it. It
+    serves the output layer as the bias that Llama does not have.
     """
     import torch  # noqa: PLC0415
 
@@ -193,11 +193,11 @@ def _weights(tokenizer: "Tokenizer") -> dict[str, "Tensor"]:
 
 
 def _liking(tokenizer: "Tokenizer", token: int, words: Collection[str]) -> float:
-    """A token's weight on the constant channel; an answer is the longest, plainest text that sampling allows.
+    """A token's weight on the constant channel.
 
-    Whole words are liked best, so that an answer reads as words. The end of the answer, markup, bare white space
-    and parts of characters are as good as never chosen freely: answers run to max_tokens. A grammar that leaves a
-    choice between them gets the end first, and not white space or another tool call for ever.
+    Whole words are liked best, so that an answer reads as words. The end of the answer, markup, bare white
+    space and parts of characters are as good as never chosen freely: answers run to max_tokens and are plain
+    text. A grammar that leaves a choice between them gets the end first, not white space or another tool call.
     """
     text = tokenizer.decode([token], skip_special_tokens=False)
     if text == EOS:
