@@ -197,7 +197,7 @@ def _liking(tokenizer: "Tokenizer", token: int, words: Collection[str]) -> float
 
     Whole words are liked best, so that an answer reads as words. The end of the answer, markup, bare white
     space and parts of characters are as good as never chosen freely: answers run to max_tokens and are plain
-    text. A grammar that leaves a choice between them gets the end first, not white space or another tool call.
+    text. A grammar that leaves a choice gets the end first, not white space or another tool call.
     """
     text = tokenizer.decode([token], skip_special_tokens=False)
     if text == EOS:
