@@ -7,9 +7,10 @@ no model hub. vLLM loads it as any other model directory.
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,7 +122,7 @@ def _train_tokenizer() -> "Tokenizer":
         show_progress=False,
     )
     tokenizer.train_from_iterator([TRAINING_TEXT], trainer)
-    # Markup is part of the answer's text, which the tool and reasoning parsers read: tokens, but not special ones.
+    # Tokens but not special ones: the tool and reasoning parsers read markup in the answer's text.
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in MARKUP])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
@@ -154,8 +155,8 @@ def _config(vocabulary: int, bos: int, eos: int) -> dict[str, object]:
 def _weights(tokenizer: "Tokenizer") -> dict[str, "Tensor"]:
     """Random weights, the same on every call.
 
-    Channel 0 of the residual stream is a constant: every embedding sets it and no layer writes to it. It serves
-    the output layer as the bias that Llama does not have.
+    Channel 0 of the residual stream is a constant: every embedding sets it and no layer writes to it. It
+    serves the output layer as the bias that Llama does not have.
     """
     import torch  # noqa: PLC0415
 
@@ -166,7 +167,8 @@ def _weights(tokenizer: "Tokenizer") -> dict[str, "Tensor"]:
 
     embeddings, output = normal(VOCABULARY, HIDDEN, std=1.0), normal(VOCABULARY, HIDDEN, std=0.3)
     embeddings[:, 0] = 2.0
-    output[:, 0] = torch.tensor([_liking(tokenizer, token) for token in range(VOCABULARY)])
+    words = set(re.findall(r"[a-z]{3,}", TRAINING_TEXT, re.IGNORECASE))
+    output[:, 0] = torch.tensor([_liking(tokenizer, token, words) for token in range(VOCABULARY)])
     weights = {
         "model.embed_tokens.weight": embeddings,
         "lm_head.weight": output,
@@ -190,17 +192,19 @@ def _weights(tokenizer: "Tokenizer") -> dict[str, "Tensor"]:
     return {name: value.to(torch.bfloat16) for name, value in weights.items()}
 
 
-def _liking(tokenizer: "Tokenizer", token: int) -> float:
+def _liking(tokenizer: "Tokenizer", token: int, words: Collection[str]) -> float:
     """A token's weight on the constant channel.
 
-    The end of the answer, markup, bare white space and parts of characters are as good as never chosen freely:
-    answers run to max_tokens and are plain text, and a grammar's optional white space does not go on for ever.
-    Whole words are liked best, so that an answer reads as words. A grammar or a logit bias still gets what it wants.
+    Whole words are liked best, so that an answer reads as words. The end of the answer, markup, bare white
+    space and parts of characters are as good as never chosen freely: answers run to max_tokens and are plain
+    text. A grammar that leaves a choice gets the end first, not white space or another tool call.
     """
-    text = tokenizer.decode([token], skip_special_tokens=True)
-    if not text.strip() or not text.isascii() or not text.isprintable() or text in MARKUP:
+    text = tokenizer.decode([token], skip_special_tokens=False)
+    if text == EOS:
+        return -30.0
+    if not text.strip() or not text.isascii() or not text.isprintable() or "<" in text:
         return -40.0
-    return 0.0 if text[0] == " " and len(text) > 3 and text[1:].isalpha() else -6.0
+    return 0.0 if text[0] == " " and text[1:] in words else -6.0
 
 
 if __name__ == "__main__":
