@@ -1,1 +1,1 @@
-"""A chat backend on Ray Serve: gateway replicas in front, vLLM engine cores behind, a fleet client between."""
+"""A chat backend on Ray Serve: gateways in front, vLLM engine cores behind, a fleet client between."""

@@ -23,14 +23,17 @@ def build(config: ServiceConfig) -> serve.Application:
     """The gateway in front, one replica deployment for each model behind it."""
     _check_exposure()
     models = config.resolve()
-    gateway = serve.deployment(serve.ingress()(Gateway)).options(
+    gateway = serve.deployment(
         name="gateway",
         num_replicas=config.gateway.replicas,
         max_ongoing_requests=config.gateway.max_ongoing_requests,
         # Tokenizing one request at a time needs no pool of threads.
         ray_actor_options=_actor(config.gateway.num_cpus, {"OMP_NUM_THREADS": "1"}),
     )
-    return gateway.bind(config.gateway, models, [_replicas(model) for model in models])
+    app: serve.Application = gateway(serve.ingress()(Gateway)).bind(
+        config.gateway, models, [_replicas(model) for model in models]
+    )
+    return app
 
 
 def _replicas(model: ModelConfig) -> serve.Application:
@@ -42,7 +45,7 @@ def _replicas(model: ModelConfig) -> serve.Application:
         options["placement_group_strategy"] = "PACK"
     elif gpus := model.reserved_gpus():
         options["ray_actor_options"]["num_gpus"] = gpus
-    deployment = serve.deployment(Replica).options(
+    deployment = serve.deployment(
         name="replica-" + re.sub(r"[^A-Za-z0-9.-]+", "-", model.id),
         num_replicas=model.replicas,
         max_ongoing_requests=model.max_ongoing_requests,
@@ -51,7 +54,8 @@ def _replicas(model: ModelConfig) -> serve.Application:
         health_check_timeout_s=30,
         **options,
     )
-    return deployment.bind(model)
+    app: serve.Application = deployment(Replica).bind(model)
+    return app
 
 
 def _actor(num_cpus: float, environment: dict[str, str]) -> dict[str, Any]:
@@ -62,7 +66,7 @@ def _check_exposure() -> None:
     """Refuse to answer the network without a key."""
     if os.environ.get("PROXY_API_KEY"):
         return
-    host = _get_global_client().http_config.host
+    host = _get_global_client().http_config.host  # type: ignore[union-attr]
     if host == "localhost" or ipaddress.ip_address(host).is_loopback:
         return
     raise ConfigError(f"PROXY_API_KEY is not set, and the service would listen on {host}: set a key")

@@ -45,15 +45,6 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class ScriptedSettings(Closed):
-    """Pace and size of the scripted engine, which answers without weights (`engine: scripted`)."""
-
-    tokens_per_second: float | None = Field(default=None, gt=0)
-    """Pace of each answer; null: as fast as the engine can."""
-    max_num_seqs: PositiveInt = 256
-    """Requests that decode at once; the rest wait."""
-
-
 class ModelConfig(Closed):
     """One model and how its replicas run. Files of this form live in configs/models."""
 
@@ -72,7 +63,7 @@ class ModelConfig(Closed):
     num_cpus: float = Field(default=1, ge=0)
     """Logical CPUs that one replica reserves."""
     nodes: PositiveInt = 1
-    """Nodes that one replica spans; above 1 its GPUs come from a placement group and vLLM uses Ray workers."""
+    """Nodes that one replica spans; above 1 it has a placement group and vLLM uses Ray workers."""
     replicas: PositiveInt = 1
     """Copies of the model, each with an engine core of its own."""
     max_ongoing_requests: PositiveInt = 1024
@@ -81,8 +72,8 @@ class ModelConfig(Closed):
     """Seconds a replica that is being stopped may go on with the requests it has."""
     engine: Literal["vllm", "scripted"] = "vllm"
     """vllm, or the scripted engine for tests and load."""
-    scripted: ScriptedSettings = ScriptedSettings()
-    """Settings of the scripted engine."""
+    script_delay_s: float = Field(default=0, ge=0)
+    """Seconds between two tokens of a scripted answer; 0: as fast as the event loop turns."""
     env: dict[str, str] = {}
     """Environment variables of the replica's processes."""
     vllm_args: dict[str, Any] = {}
@@ -148,8 +139,7 @@ class ServiceConfig(Closed):
         default = environment.get("DEFAULT_MODEL", "").strip()
         listed: list[str | ModelConfig] = [default] if default else self.models
         models = [
-            _override(entry if isinstance(entry, ModelConfig) else load_model(entry), environment)
-            for entry in listed
+            _override(entry if isinstance(entry, ModelConfig) else load_model(entry), environment) for entry in listed
         ]
         if repeated := {m.id for m in models if sum(n.id == m.id for n in models) > 1}:
             raise ConfigError(f"models: {', '.join(sorted(repeated))} is listed more than once")

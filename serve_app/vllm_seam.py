@@ -5,25 +5,44 @@ internals; tests/unit/test_vllm_contract.py fails when a pinned version changes 
 """
 
 from vllm.config import VllmConfig
+from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+from vllm.tasks import POOLING_TASKS, SupportedTask
+from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreEventType,
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    FinishReason,
+)
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor import Executor
-from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.metrics.stats import PrefillStats, SchedulerStats
+from vllm.v1.outputs import LogprobsLists
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 __all__ = [
+    "POOLING_TASKS",
     "EngineCoreClient",
+    "EngineCoreEvent",
+    "EngineCoreEventType",
     "EngineCoreOutput",
     "EngineCoreOutputs",
     "EngineCoreRequest",
     "EngineDeadError",
     "Executor",
     "FinishReason",
+    "LogprobsLists",
     "MsgpackDecoder",
     "MsgpackEncoder",
+    "PoolingParams",
+    "PrefillStats",
     "SamplingParams",
     "SchedulerStats",
+    "SupportedTask",
     "VllmConfig",
+    "cached_tokenizer_from_config",
 ]

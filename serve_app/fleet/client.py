@@ -8,6 +8,7 @@ When the call fails because the replica died, the request goes out again with wh
 import asyncio
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
@@ -22,11 +23,12 @@ from serve_app.vllm_seam import (
     FinishReason,
     MsgpackEncoder,
     SchedulerStats,
+    SupportedTask,
 )
 
 logger = logging.getLogger("ray.serve")
 
-# A request moves at most twice: one that was running on three replicas when they died may be what killed them.
+# A request moves at most twice: one that three replicas died with may be what killed them.
 MAX_ATTEMPTS = 3
 # How long the last tokens may trail the call that says they were sent.
 SETTLE_S = 5.0
@@ -37,7 +39,7 @@ class _Resources:
     engine_dead: bool = False
 
 
-class FleetClient(EngineCoreClient):  # type: ignore[misc]
+class FleetClient(EngineCoreClient):
     """The methods of vLLM's `EngineCoreClient` that `AsyncLLM` uses to serve requests.
 
     Needs a running event loop. Methods of the base class that steer a single engine core (sleep, profile,
@@ -46,7 +48,7 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
 
     engine_ranks_managed = (0,)
 
-    def __init__(self, replicas: DeploymentHandle, host: str, tasks: tuple[str, ...]) -> None:
+    def __init__(self, replicas: DeploymentHandle[Any], host: str, tasks: tuple[SupportedTask, ...]) -> None:
         """Args:
         replicas: handle of the model's replica deployment.
         host: this node's address, where the token channel is bound.
@@ -63,7 +65,7 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
         self._attempts: set[asyncio.Task[None]] = set()
         self._reader = asyncio.create_task(self._read())
 
-    async def get_supported_tasks_async(self) -> tuple[str, ...]:
+    async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
         return self._tasks
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
@@ -98,7 +100,7 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
     async def _attempt(self, entry: Entry) -> None:
         """Have one replica carry the request to its end, or move it when that replica is gone."""
         request = entry.attempt_request()
-        frames = [bytes(frame) for frame in self._encoder.encode(request)]
+        frames = [bytes(frame) for frame in self._encoder.encode(request)]  # type: ignore[arg-type]
         call = self._generate.remote(self._receiver.sink, request.request_id, frames)
         try:
             await call
@@ -106,7 +108,7 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
                 return
             logger.warning("request %s: its last tokens were lost", request.request_id)
         except asyncio.CancelledError:
-            call.cancel()
+            call.cancel()  # type: ignore[no-untyped-call]
             raise
         except RayActorError as error:
             self._load.clear()

@@ -30,7 +30,7 @@ class Entry:
         self.base = len(self.tokens)
 
     def attempt_request(self) -> EngineCoreRequest:
-        """The request as this attempt sends it: the delivered tokens are prompt, and count against the limits."""
+        """The request as this attempt sends it: delivered tokens are prompt, and count against the limits."""
         request = copy.copy(self.request)
         request.request_id = f"{self.request.request_id}~{self.attempt}"
         params = request.sampling_params

@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 from enum import StrEnum
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -27,8 +28,9 @@ class Replicas:
     """The replicas of one model."""
 
     running: int = 0
-    target: int = 0
+    """Those that answer."""
     failed: bool = False
+    """Whether Serve has given up starting them."""
 
 
 class FleetWatch:
@@ -38,6 +40,7 @@ class FleetWatch:
     """
 
     def __init__(self, deployments: list[str]) -> None:
+        self.gpu_available = False
         self._application = serve.get_replica_context().app_name
         self._replicas = dict.fromkeys(deployments, Replicas())
 
@@ -53,14 +56,10 @@ class FleetWatch:
             await asyncio.sleep(POLL_S)
 
     def _poll(self) -> None:
+        self.gpu_available = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
         application = serve.status().applications.get(self._application)
-        if application is None:
-            return
-        for name, deployment in application.deployments.items():
+        for name, deployment in application.deployments.items() if application else ():
             if name in self._replicas:
-                states = deployment.replica_states
-                running = states.get("RUNNING", 0)
-                failed = deployment.status == "DEPLOY_FAILED" or (
-                    deployment.status == "UNHEALTHY" and not running and not states.get("STARTING", 0)
-                )
-                self._replicas[name] = Replicas(running, sum(states.values()), failed)
+                running = {str(state): count for state, count in deployment.replica_states.items()}.get("RUNNING", 0)
+                failed = deployment.status.value == "DEPLOY_FAILED"
+                self._replicas[name] = Replicas(running, failed)

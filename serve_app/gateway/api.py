@@ -59,9 +59,7 @@ class GatewayApp:
             logger.exception("request %s failed", request_id)
             if response.started:
                 raise
-            await send_error(
-                GatewayError(f"The request failed inside the service ({request_id})."), response, []
-            )
+            await send_error(GatewayError(f"The request failed inside the service ({request_id})."), response, [])
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
@@ -92,9 +90,7 @@ class GatewayApp:
         model = self._models.get(name)
         frontend = self._models.ready(model)
         if route.path not in frontend.paths:
-            raise TaskNotSupported(
-                f"The model `{model.config.id}` does not support {route.path}.", param="model"
-            )
+            raise TaskNotSupported(f"The model `{model.config.id}` does not support {route.path}.", param="model")
         headers = [pair for pair in scope["headers"] if pair[0] not in STEERING_HEADERS]
         headers.append((b"content-length", str(len(body)).encode()))
         inner = {

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from typing import Any
 
 import ray
 from ray.serve.handle import DeploymentHandle
@@ -19,17 +20,13 @@ logger = logging.getLogger("ray.serve")
 class Gateway:
     """Holds the front ends of all models; Serve asks it for its ASGI app."""
 
-    def __init__(
-        self, config: GatewayConfig, models: list[ModelConfig], replicas: list[DeploymentHandle]
-    ) -> None:
+    def __init__(self, config: GatewayConfig, models: list[ModelConfig], replicas: list[DeploymentHandle[Any]]) -> None:
         opened = [Model(model, handle) for model, handle in zip(models, replicas, strict=True)]
         watch = FleetWatch([handle.deployment_name for handle in replicas])
         self._models = Models(opened, watch)
-        self._app = GatewayApp(
-            self._models, BearerKey(os.environ.get("PROXY_API_KEY")), config.max_body_bytes
-        )
+        self._app = GatewayApp(self._models, BearerKey(os.environ.get("PROXY_API_KEY")), config.max_body_bytes)
         self._running = asyncio.get_running_loop().create_task(
-            self._models.run(ray.util.get_node_ip_address())
+            self._models.run(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         )
         self._running.add_done_callback(_exit_on_error)
 

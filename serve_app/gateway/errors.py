@@ -30,9 +30,7 @@ class GatewayError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
 
-    def __init__(
-        self, message: str, *, param: str | None = None, headers: Iterable[tuple[str, str]] = ()
-    ) -> None:
+    def __init__(self, message: str, *, param: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
         super().__init__(message)
         self.param = param
         self.headers: Headers = [(name.encode(), value.encode()) for name, value in headers]
@@ -88,9 +86,7 @@ class ModelLoading(GatewayError):
 async def send_error(error: GatewayError, send: Send, headers: Headers) -> None:
     """Answer a request with an error."""
     body = {"message": str(error), "type": error.type, "param": error.param, "code": error.code}
-    await send_bytes(
-        error.status, msgspec.json.encode({"error": body}), send, [JSON, *error.headers, *headers]
-    )
+    await send_bytes(error.status, msgspec.json.encode({"error": body}), send, [JSON, *error.headers, *headers])
 
 
 async def send_bytes(status: int, body: bytes, send: Send, headers: Headers) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from ray.serve.handle import DeploymentHandle
+from starlette.routing import Route
 from vllm.entrypoints.anthropic.api_router import attach_router as attach_anthropic
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.openai.chat_completion.api_router import attach_router as attach_chat
@@ -22,7 +23,6 @@ from vllm.entrypoints.pooling.factories import register_pooling_api_routers
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.entrypoints.serve.tokenize.api_router import attach_router as attach_tokenize
 from vllm.entrypoints.speech_to_text.factories import register_speech_to_text_api_routers
-from vllm.tasks import POOLING_TASKS
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
@@ -31,20 +31,18 @@ from serve_app.fleet.client import FleetClient
 from serve_app.replica.arguments import parse_arguments
 from serve_app.replica.deployment import Description
 from serve_app.telemetry.metrics import adopt_vllm_metrics
-from serve_app.vllm_seam import EngineCoreClient, VllmConfig
+from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, VllmConfig
 
 
 class Frontend:
     """A model that can answer: its ASGI app, what it can do, and the fleet below it."""
 
-    def __init__(
-        self, app: FastAPI, fleet: FleetClient, engine: AsyncLLM, metrics: CollectorRegistry
-    ) -> None:
+    def __init__(self, app: FastAPI, fleet: FleetClient, engine: AsyncLLM, metrics: CollectorRegistry) -> None:
         self.app = app
         self.fleet = fleet
         self.metrics = metrics
         self._engine = engine
-        self.paths = frozenset(route.path for route in app.routes if hasattr(route, "methods"))
+        self.paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
 
     @property
     def max_model_len(self) -> int:
@@ -56,7 +54,7 @@ class Frontend:
 
 
 async def open_frontend(
-    model: ModelConfig, replicas: DeploymentHandle, description: Description, host: str
+    model: ModelConfig, replicas: DeploymentHandle[Any], description: Description, host: str
 ) -> Frontend:
     """Build the front end of a model from what one of its replicas said of it."""
     arguments = parse_arguments(model)
@@ -64,9 +62,7 @@ async def open_frontend(
     config: VllmConfig = pickle.loads(description.config)  # noqa: S301 - from our replica, by Serve
     fleet = FleetClient(replicas, host, description.tasks)
     with _engine_core_is(fleet):
-        engine = AsyncLLM.from_vllm_config(
-            config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True
-        )
+        engine = AsyncLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
     engine.renderer.start_mm_warmup_in_background()
     app = _routes(arguments, description.tasks, config)
     await init_app_state(engine, app.state, arguments, description.tasks)
@@ -76,19 +72,20 @@ async def open_frontend(
 @contextlib.contextmanager
 def _engine_core_is(fleet: FleetClient) -> Iterator[None]:
     """Within, an `AsyncLLM` that is built talks to this fleet: its constructor takes no client."""
-    original = EngineCoreClient.make_async_mp_client
+    name = "make_async_mp_client"
+    original = getattr(EngineCoreClient, name)
 
     def make(**_: Any) -> FleetClient:
         return fleet
 
-    EngineCoreClient.make_async_mp_client = staticmethod(make)
+    setattr(EngineCoreClient, name, staticmethod(make))
     try:
         yield
     finally:
-        EngineCoreClient.make_async_mp_client = staticmethod(original)
+        setattr(EngineCoreClient, name, staticmethod(original))
 
 
-def _routes(arguments: Namespace, tasks: tuple[str, ...], config: VllmConfig) -> FastAPI:
+def _routes(arguments: Namespace, tasks: tuple[SupportedTask, ...], config: VllmConfig) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.state.args = arguments
     attach_tokenize(app)

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
+from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
@@ -21,7 +23,7 @@ RETRY_AFTER_S = 10
 class Model:
     """One model: its settings, its replicas, and its front end once a replica has been up."""
 
-    def __init__(self, config: ModelConfig, replicas: DeploymentHandle) -> None:
+    def __init__(self, config: ModelConfig, replicas: DeploymentHandle[Any]) -> None:
         self.config = config
         self.handle = replicas
         self.created = int(time.time())
@@ -42,7 +44,7 @@ class Models:
         self._models = {model.config.id: model for model in models}
         self._watch = watch
 
-    def __iter__(self):  # type: ignore[no-untyped-def] # noqa: ANN204
+    def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
 
     def get(self, name: str | None) -> Model:
@@ -57,6 +59,11 @@ class Models:
             return self._models[name]
         except KeyError:
             raise ModelNotFound(name) from None
+
+    @property
+    def gpu_available(self) -> bool:
+        """Whether any node of the cluster has a GPU."""
+        return self._watch.gpu_available
 
     def replicas(self, model: Model) -> Replicas:
         return self._watch[model.handle.deployment_name]

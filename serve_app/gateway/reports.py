@@ -3,7 +3,6 @@
 from typing import Literal
 
 import msgspec
-import ray
 
 from serve_app.fleet.watch import State
 from serve_app.gateway.models import Model, Models
@@ -64,7 +63,7 @@ def health(models: Models) -> Health:
     ready = [report.status is State.READY for report in reports]
     return Health(
         status="ok" if all(ready) else "degraded" if any(ready) else "loading",
-        gpu_available=ray.cluster_resources().get("GPU", 0) > 0,
+        gpu_available=models.gpu_available,
         model_loaded=any(ready),
         upstream_healthy=all(ready),
         queue_size=sum(model.frontend.fleet.journal.waiting() for model in models if model.frontend),
@@ -91,11 +90,11 @@ def metrics(models: Models) -> bytes:
 
 
 def _model_health(models: Models, model: Model) -> ModelHealth:
-    state, replicas = models.state(model), models.replicas(model)
+    state = models.state(model)
     return ModelHealth(
         id=model.config.id,
         status=state,
-        replicas=ReplicaCount(running=replicas.running, target=replicas.target),
+        replicas=ReplicaCount(running=models.replicas(model).running, target=model.config.replicas),
         tasks=list(model.description.tasks) if model.description else [],
         max_model_len=model.frontend.max_model_len if model.frontend else None,
         error=FAILED if state is State.FAILED else None,

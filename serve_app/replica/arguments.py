@@ -18,7 +18,7 @@ from serve_app.replica.demo_model import ensure_demo_model
 from serve_app.vllm_seam import VllmConfig
 
 
-class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
+class _Parser(FlexibleArgumentParser):
     def error(self, message: str) -> Any:
         raise ConfigError(message)
 
@@ -30,7 +30,8 @@ def parse_arguments(model: ModelConfig) -> Namespace:
         ConfigError: vLLM does not know a flag, or not this value of it.
     """
     try:
-        arguments = make_arg_parser(_Parser()).parse_args(list(_flags(model)))
+        parser = make_arg_parser(_Parser())  # type: ignore[no-untyped-call]
+        arguments: Namespace = parser.parse_args(list(_flags(model)))
         validate_parsed_serve_args(arguments)
     except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError(f"model {model.id}: vllm_args: {error}") from error
@@ -39,7 +40,8 @@ def parse_arguments(model: ModelConfig) -> Namespace:
 
 def engine_config(arguments: Namespace) -> VllmConfig:
     """vLLM's whole configuration of one engine; reads the model's config.json and tokenizer files."""
-    return AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
+    config: VllmConfig = AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
+    return config
 
 
 def _flags(model: ModelConfig) -> Iterator[str]:

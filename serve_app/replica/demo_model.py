@@ -79,7 +79,7 @@ def _write(folder: Path) -> None:
     tokenizer = _train_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+    bos, eos = (tokenizer.get_vocab()[token] for token in (BOS, EOS))
     _write_json(folder / "config.json", _config(tokenizer.get_vocab_size(), bos, eos))
     _write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos})
     _write_json(

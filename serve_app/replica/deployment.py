@@ -19,6 +19,7 @@ from serve_app.vllm_seam import (
     EngineCoreRequest,
     EngineDeadError,
     MsgpackDecoder,
+    SupportedTask,
 )
 
 logger = logging.getLogger("ray.serve")
@@ -29,7 +30,7 @@ class Description(NamedTuple):
 
     config: bytes
     """vLLM's configuration as the engine core left it, pickled."""
-    tasks: tuple[str, ...]
+    tasks: tuple[SupportedTask, ...]
     """What the model can do, in vLLM's words: generate, embed, score, transcription, ..."""
     has_gpu: bool
     """Whether this replica holds a GPU."""
@@ -121,9 +122,7 @@ class Replica:
             for address in self._sender.addresses():
                 by_gateway.setdefault(address, ([], []))
         for address, (offsets, outputs) in by_gateway.items():
-            message = EngineCoreOutputs(
-                outputs=outputs, scheduler_stats=step.scheduler_stats, timestamp=step.timestamp
-            )
+            message = EngineCoreOutputs(outputs=outputs, scheduler_stats=step.scheduler_stats, timestamp=step.timestamp)
             self._send(address, offsets, message)
         for attempt in ended:
             if not attempt.done.done():

@@ -1,17 +1,59 @@
 """The engine core of a replica: vLLM's, or the scripted one that stands in for it."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from serve_app.config import ModelConfig, check_source
 from serve_app.replica.arguments import engine_config, parse_arguments
-from serve_app.vllm_seam import EngineCoreClient, Executor, VllmConfig
+from serve_app.replica.scripted import ScriptedEngine
+from serve_app.vllm_seam import (
+    EngineCoreClient,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    Executor,
+    SupportedTask,
+    VllmConfig,
+)
+
+
+class Health(Protocol):
+    """What a replica reads of an engine core's state."""
+
+    engine_dead: bool
+
+
+class EngineCore(Protocol):
+    """What a replica asks of an engine core: a part of vLLM's `AsyncMPClient`, in its words."""
+
+    @property
+    def resources(self) -> Health:
+        """Whether the engine core is dead."""
+
+    async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
+        """What the model can do."""
+
+    async def add_request_async(self, request: EngineCoreRequest) -> None:
+        """Take a request; its outputs come from `get_output_async` until one is finished."""
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        """Stop requests; no further output of them comes. Unknown ids are ignored."""
+
+    async def get_output_async(self) -> EngineCoreOutputs:
+        """The outputs of the next step.
+
+        Raises:
+            EngineDeadError: there will be none.
+        """
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """End the engine core's processes within `timeout` seconds."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A running engine core."""
+    """A running engine core and its configuration."""
 
-    core: EngineCoreClient
+    core: EngineCore
     config: VllmConfig
 
 
@@ -24,8 +66,6 @@ def start_engine(model: ModelConfig) -> Engine:
     check_source(model)
     config = engine_config(parse_arguments(model))
     if model.engine == "scripted":
-        from serve_app.replica.scripted import ScriptedEngine
-
-        return Engine(ScriptedEngine(config, model.scripted), config)
+        return Engine(ScriptedEngine(config, model.script_delay_s), config)
     core = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)
     return Engine(core, config)

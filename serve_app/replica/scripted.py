@@ -11,30 +11,28 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from vllm.tokenizers import cached_tokenizer_from_config
-from vllm.v1.engine import (
+
+from serve_app.replica.script import Answer, Fault, Script
+from serve_app.vllm_seam import (
     EngineCoreEvent,
     EngineCoreEventType,
     EngineCoreOutput,
     EngineCoreOutputs,
     EngineCoreRequest,
+    EngineDeadError,
     FinishReason,
+    LogprobsLists,
+    PoolingParams,
+    PrefillStats,
+    SamplingParams,
+    SchedulerStats,
+    SupportedTask,
+    VllmConfig,
+    cached_tokenizer_from_config,
 )
-from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.metrics.stats import PrefillStats, SchedulerStats
-from vllm.v1.outputs import LogprobsLists
-
-from serve_app.replica.script import Answer, Fault, Script
-
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-    from vllm.pooling_params import PoolingParams
-    from vllm.sampling_params import SamplingParams
-    from vllm.tasks import SupportedTask
 
 SEND_TIME = 0.1  # seconds a dying process leaves its last tokens to get out
 
@@ -60,14 +58,12 @@ class Task:
 class ScriptedEngine:
     """Answers by script; what it does not know (sampling, penalties, grammars, prompt logprobs) has no effect."""
 
-    def __init__(self, config: "VllmConfig", delay: float = 0.0) -> None:
+    def __init__(self, config: VllmConfig, delay: float = 0.0) -> None:
         """`delay`: seconds between two tokens of a request; 0 is as fast as the event loop turns."""
         model = config.model_config
         self.resources = Resources()
         self._script = Script(cached_tokenizer_from_config(model))
-        self._tasks: tuple[SupportedTask, ...] = (
-            ("embed",) if model.runner_type == "pooling" else ("generate",)
-        )
+        self._tasks: tuple[SupportedTask, ...] = ("embed",) if model.runner_type == "pooling" else ("generate",)
         self._context, self._width = model.max_model_len, model.get_hidden_size()
         self._seats = config.scheduler_config.max_num_seqs
         self._delay = delay
@@ -75,7 +71,7 @@ class ScriptedEngine:
         self._aborted = False
         self._news = asyncio.Event()
 
-    async def get_supported_tasks_async(self) -> "tuple[SupportedTask, ...]":
+    async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
         return self._tasks
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
@@ -156,7 +152,7 @@ class ScriptedEngine:
         self._schedule(task)
         return output
 
-    def _decode(self, task: Task, sampling: "SamplingParams") -> EngineCoreOutput:
+    def _decode(self, task: Task, sampling: SamplingParams) -> EngineCoreOutput:
         output = EngineCoreOutput(task.request.request_id, [])
         if task.tokens == 0:
             output.events = [
@@ -193,7 +189,7 @@ class ScriptedEngine:
             np.array([1], dtype=np.int64),
         )
 
-    def _pool(self, request: EngineCoreRequest, pooling: "PoolingParams") -> EngineCoreOutput:
+    def _pool(self, request: EngineCoreRequest, pooling: PoolingParams) -> EngineCoreOutput:
         """A direction that the prompt's tokens decide."""
         generator = torch.Generator().manual_seed(self._script.begin(request.prompt_token_ids or []).state)
         vector = torch.randn(pooling.dimensions or self._width, generator=generator)

@@ -25,7 +25,7 @@ def adopt_vllm_metrics() -> CollectorRegistry:
 
 def exposition(registries: Iterable[CollectorRegistry]) -> bytes:
     """Prometheus text of several registries; families of the same name become one."""
-    return generate_latest(_Merged(registries))  # type: ignore[arg-type]
+    return generate_latest(_Merged(registries))
 
 
 class _Merged:
@@ -36,8 +36,6 @@ class _Merged:
         families: dict[str, Metric] = {}
         for registry in self._registries:
             for metric in registry.collect():
-                family = families.setdefault(
-                    metric.name, Metric(metric.name, metric.documentation, metric.type)
-                )
+                family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
                 family.samples.extend(metric.samples)
         return iter(families.values())
