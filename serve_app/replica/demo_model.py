@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,9 +79,9 @@ def _write(folder: Path) -> None:
     tokenizer = _train_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    bos, eos = (tokenizer.get_vocab()[token] for token in (BOS, EOS))
-    _write_json(folder / "config.json", _config(tokenizer.get_vocab_size(), bos, eos))
-    _write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos})
+    ends = {"bos_token_id": tokenizer.token_to_id(BOS), "eos_token_id": tokenizer.token_to_id(EOS)}
+    _write_json(folder / "config.json", _config() | ends)
+    _write_json(folder / "generation_config.json", ends)
     _write_json(
         folder / "tokenizer_config.json",
         {
@@ -96,7 +96,7 @@ def _write(folder: Path) -> None:
     save_file(_weights(tokenizer), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -130,11 +130,11 @@ def _train_tokenizer() -> "Tokenizer":
     return tokenizer
 
 
-def _config(vocabulary: int, bos: int, eos: int) -> dict[str, object]:
+def _config() -> dict[str, object]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": vocabulary,
+        "vocab_size": VOCABULARY,
         "hidden_size": HIDDEN,
         "intermediate_size": MLP,
         "num_hidden_layers": LAYERS,
@@ -146,8 +146,6 @@ def _config(vocabulary: int, bos: int, eos: int) -> dict[str, object]:
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         "hidden_act": "silu",
         "tie_word_embeddings": False,
-        "bos_token_id": bos,
-        "eos_token_id": eos,
         "dtype": "bfloat16",
     }
 

@@ -1,13 +1,13 @@
-"""What the scripted engine answers: a function of the prompt's tokens, steered by directives in the prompt's text.
+"""What the scripted engine answers: a function of the prompt's tokens, steered by directives in its text.
 
-    [[answer: some text]]      exactly this text, then the end of the answer
+    [[answer: some text]]      exactly this text, then the end; white space or the turn's end must follow
     [[pace: 20ms]]             so long between two tokens
     [[die after: 7]]           the process kills itself when 7 tokens of the answer have been sent
     [[engine dies after: 7]]   the engine is dead from then on, the process lives
     [[hang after: 7]]          the engine never answers again
     [[fail after: 7]]          this request fails
 
-Without `after: N` a fault comes before the first token. Only the last turn of a chat is searched for directives.
+Without `after: N` a fault comes before the first token. Directives count in the last turn of a chat only.
 """
 
 import re
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 DIRECTIVE = re.compile(
     r"\[\[(?:"
-    r"answer: (?P<answer>.*?)"
+    r"answer: (?P<answer>.*?)(?=\]\](?:[\s<\[]|$))"  # JSON in an answer may hold brackets of its own
     r"|pace: (?P<pace>\d+)ms"
     r"|(?P<fault>die|engine dies|hang|fail)(?: after: (?P<after>\d+))?"
-    r")\]\](?!\])",
+    r")\]\]",
     re.DOTALL,
 )
 
@@ -42,8 +42,8 @@ class Fault(StrEnum):
 class Answer:
     """One answer in the making.
 
-    Every token follows from all tokens before it (`state`), so a request that comes again as its prompt and the
-    tokens delivered goes on exactly where it stopped, and one wrong token on the way changes all that follow.
+    Every token follows from all tokens before it (`state`), so a request that comes again as its prompt and
+    the tokens delivered goes on exactly where it stopped, and one wrong token changes all that follow.
     """
 
     words: Sequence[int]
@@ -86,6 +86,8 @@ class Script:
         self._obey(answer, self._tokenizer.decode(self._last_turn(prompt)))
         if answer.fixed is not None or answer.faults:
             answer.written = self._delivered(prompt, states, answer.fixed)
+        if answer.written:
+            answer.faults.pop(answer.written, None)  # it has struck, that is why the request comes again
         return answer
 
     def _last_turn(self, prompt: Sequence[int]) -> list[int]:
@@ -103,7 +105,7 @@ class Script:
                 answer.faults[int(directive["after"] or 0)] = Fault(directive["fault"])
 
     def _delivered(self, prompt: Sequence[int], states: Sequence[int], fixed: Sequence[int] | None) -> int:
-        """How many tokens at the prompt's end this script has written itself: the longest end that it would."""
+        """How many tokens at the prompt's end are the answer's: the longest end that this script writes."""
         for start in range(len(prompt)):
             positions = range(start, len(prompt))
             if all(prompt[at] == _token(self.words, fixed, at - start, states[at]) for at in positions):

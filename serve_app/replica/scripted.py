@@ -1,7 +1,7 @@
 """The scripted engine: stands behind a replica in place of vLLM's engine core and answers by a script.
 
-It needs no weights and no GPU, so that everything above it can be tested and loaded at will. It speaks the part
-of `vllm.v1.engine.core_client.AsyncMPClient` that a replica uses, in vLLM's own message types.
+It needs no weights and no GPU, so that everything above it can be tested and loaded at will. It speaks the
+part of `vllm.v1.engine.core_client.AsyncMPClient` that a replica uses, in vLLM's own message types.
 """
 
 import asyncio
@@ -56,14 +56,14 @@ class Task:
 
 
 class ScriptedEngine:
-    """Answers by script; what it does not know (sampling, penalties, grammars, prompt logprobs) has no effect."""
+    """Answers by script; sampling, penalties, grammars and prompt logprobs have no effect on it."""
 
     def __init__(self, config: VllmConfig, delay: float = 0.0) -> None:
         """`delay`: seconds between two tokens of a request; 0 is as fast as the event loop turns."""
         model = config.model_config
         self.resources = Resources()
         self._script = Script(cached_tokenizer_from_config(model))
-        self._tasks: tuple[SupportedTask, ...] = ("embed",) if model.runner_type == "pooling" else ("generate",)
+        self._supported: tuple[SupportedTask, ...] = ("embed",) if model.runner_type == "pooling" else ("generate",)
         self._context, self._width = model.max_model_len, model.get_hidden_size()
         self._seats = config.scheduler_config.max_num_seqs
         self._delay = delay
@@ -72,7 +72,7 @@ class ScriptedEngine:
         self._news = asyncio.Event()
 
     async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
-        return self._tasks
+        return self._supported
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         self._ensure_alive()
@@ -142,7 +142,7 @@ class ScriptedEngine:
     def _advance(self, task: Task) -> EngineCoreOutput:
         request = task.request
         if request.pooling_params is not None:
-            output = self._pool(request, request.pooling_params)
+            output = self._pool(task, request.pooling_params)
         elif task.answer.fault is Fault.FAIL or request.sampling_params is None:
             output = EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.ERROR)
         else:
@@ -178,7 +178,7 @@ class ScriptedEngine:
         return output
 
     def _logprobs(self, token: int, count: int) -> LogprobsLists:
-        """The sampled token, then the `count` likeliest with it at their head: -0.25, -0.5, -0.75 and so on."""
+        """The sampled token, then the `count` likeliest, it at their head: -0.25, -0.5, -0.75 and so on."""
         words = self._script.words
         others = [word for word in words[: len(words) if count < 0 else count] if word != token]
         likeliest = [token, *others][: count if count >= 0 else None]
@@ -189,10 +189,9 @@ class ScriptedEngine:
             np.array([1], dtype=np.int64),
         )
 
-    def _pool(self, request: EngineCoreRequest, pooling: PoolingParams) -> EngineCoreOutput:
-        """A direction that the prompt's tokens decide."""
-        generator = torch.Generator().manual_seed(self._script.begin(request.prompt_token_ids or []).state)
+    def _pool(self, task: Task, pooling: PoolingParams) -> EngineCoreOutput:
+        """A vector of length 1 whose direction the prompt's tokens decide."""
+        generator = torch.Generator().manual_seed(task.answer.state)
         vector = torch.randn(pooling.dimensions or self._width, generator=generator)
-        return EngineCoreOutput(
-            request.request_id, [], pooling_output=vector / vector.norm(), finish_reason=FinishReason.STOP
-        )
+        vector /= vector.norm()
+        return EngineCoreOutput(task.request.request_id, [], pooling_output=vector, finish_reason=FinishReason.STOP)

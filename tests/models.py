@@ -1,0 +1,37 @@
+"""Model directories that tests write for themselves, beside the demo model."""
+
+import json
+import shutil
+from pathlib import Path
+
+from serve_app.replica.demo_model import ensure_demo_model
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def write_embedding_model(folder: Path) -> Path:
+    """A BERT of two layers with random weights and the demo model's tokenizer; its vectors have 64 numbers.
+
+    vLLM serves it for /v1/embeddings, and for /v1/score and /v1/rerank by the cosine of two vectors.
+    """
+    import torch
+    from transformers import BertConfig, BertModel
+
+    demo = ensure_demo_model()
+    folder.mkdir(parents=True)
+    for name in TOKENIZER_FILES:
+        shutil.copy(demo / name, folder / name)
+    ends = json.loads((demo / "generation_config.json").read_text())
+    config = BertConfig(
+        vocab_size=1024,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=512,
+        initializer_range=0.2,  # larger than BERT's own, so that different texts get clearly different vectors
+        pad_token_id=ends["eos_token_id"],
+    )
+    torch.manual_seed(20)
+    BertModel(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
