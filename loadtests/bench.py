@@ -1,15 +1,14 @@
-"""Measures a running service: TTFB, TTFT, inter-token latency, end-to-end time and tokens/s by concurrency."""
+"""Measures a running service at several concurrencies: latencies of the stream and tokens/s."""
 
 import asyncio
 import dataclasses
-import json
-import sys
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from typer import Option
 
 from loadtests.sse import Answer
 from loadtests.stats import Quantiles
@@ -21,18 +20,14 @@ LEVELS = [1, 8, 32]
 
 def main(
     concurrency: Annotated[
-        list[int] | None,
-        typer.Option("-c", "--concurrency", min=1, help="Streams at a time. May be repeated."),
+        list[int] | None, Option("-c", min=1, help="Streams at a time; repeatable.")
     ] = None,
     requests: Annotated[
-        int | None,
-        typer.Option("-n", "--requests", min=1, help="Requests at each concurrency. [8 each, 24 at least]"),
+        int | None, Option("-n", min=1, help="Requests at each -c. [8 x c, at least 24]")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
-    model: Annotated[str | None, typer.Option(help="Model to ask. [DEFAULT_MODEL, else the first]")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")
-    ] = False,
+    max_tokens: Annotated[int, Option(min=1, help="Tokens of each answer.")] = 64,
+    model: Annotated[str | None, Option(help="Model to ask. [DEFAULT_MODEL, else the first served]")] = None,
+    as_json: Annotated[bool, Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Puts a running service under load and prints its latencies and throughput.
 
@@ -49,9 +44,7 @@ def main(
     plans = [Plan(level, requests or max(24, 8 * level), max_tokens) for level in levels]
     loads = asyncio.run(measure(target, plans, notes))
     if as_json:
-        sys.stdout.write(
-            json.dumps({"model": target.model, "levels": [figures(load) for load in loads]}) + "\n"
-        )
+        Console().print_json(data={"model": target.model, "levels": [figures(load) for load in loads]})
     else:
         Console().print(table(target, loads))
     errors = [error for load in loads for error in load.errors]

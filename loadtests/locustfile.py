@@ -22,7 +22,7 @@ STREAM, WHOLE, TTFT = "chat stream", "chat whole", "chat TTFT"
 PATH = "/chat/completions"
 
 
-@events.init.add_listener
+@events.init.add_listener  # type: ignore[untyped-decorator]
 def choose_target(environment: Environment, **_: Any) -> None:
     """Finds the service once, before any user starts; without one the run ends at once with the reason."""
     try:
@@ -84,9 +84,8 @@ class ChatUser(FastHttpUser):
                 response.failure("no finish_reason")
 
     def _post(self, name: str, body: dict[str, Any], *, stream: bool = False) -> ResponseContextManager:
-        headers = self.target.headers
         return self.client.post(
-            PATH, name=name, json=body, headers=headers, stream=stream, catch_response=True
+            PATH, name=name, json=body, headers=self.target.headers, stream=stream, catch_response=True
         )
 
     def _report_ttft(self, seconds: float) -> None:
@@ -96,7 +95,7 @@ class ChatUser(FastHttpUser):
             response_time=seconds * 1000,
             response_length=0,
             exception=None,
-            context={},
+            context=self.context(),
         )
 
 
@@ -112,12 +111,12 @@ def read_lines(response: ResponseContextManager, reader: AnswerReader) -> None:
 def refusal(response: ResponseContextManager) -> str:
     """Why there is no answer: the status and the service's own message, or that no response came at all."""
     if not response.status_code:
-        return f"no response: {type(response.error).__name__}"
+        return f"no response: {type(getattr(response, 'error', None)).__name__}"
     failure = decode(response.content or b"").error
     return f"HTTP {response.status_code}: {failure.message if failure else 'no error object'}"
 
 
-@events.quitting.add_listener
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
 def print_summary(environment: Environment, **_: Any) -> None:
     """The figures that matter, in one line each."""
     if isinstance(environment.runner, WorkerRunner):

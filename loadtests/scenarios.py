@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-WORDS = (
+TEXT = (
     "please tell me in plain words how a small team can keep a busy service healthy while it grows and "
     "what you would look at first when answers become slow for some people but not for all of them"
-).split()
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One kind of request. `weight` is its share of the load, `pause` the user's wait in seconds (min, max)."""
+    """One kind of request. `weight` is its share of the load, `pause` the seconds of waiting after it."""
 
     name: str
     weight: int
@@ -31,7 +31,8 @@ SCENARIOS = (
 
 def prompt(number: int, words: int) -> str:
     """A prompt of about `words` words that differs from every other number's from its first word on."""
-    text = (WORDS[(number + place) % len(WORDS)] for place in range(max(1, words - 2)))
+    known = TEXT.split()
+    text = (known[(number + place) % len(known)] for place in range(max(1, words - 2)))
     return f"Question {number}: {' '.join(text)}?"
 
 
