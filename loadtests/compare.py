@@ -133,8 +133,9 @@ def describe_conditions(rounds: int) -> str:
     arguments = " ".join(f"{name}={value}" for name, value in {**ENGINE_ARGS, **ENGINE_ENV}.items())
     return (
         f"Rounds: {rounds}. {MAX_TOKENS} tokens a request, streamed, greedy, ignore_eos. "
-        f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before the start, Python {platform.python_version()}, "
-        f"{engine} {version(engine)}, ray {version('ray')}. Engine: {arguments}. "
+        f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before the start, "
+        f"Python {platform.python_version()}, {engine} {version(engine)}, ray {version('ray')}. "
+        f"Engine: {arguments}. "
         "CPU is that of every process outside the engine, Ray's own daemons included, without the load "
         "generator, which shares the cores. A ratio compares with bare vLLM of the same round. "
         "Values are medians over the rounds, in brackets the smallest and the largest."
