@@ -15,7 +15,7 @@ import psutil
 from loadtests.stream import Plan, run_load
 from loadtests.systems import System
 
-STOP_S = 30.0
+STOP_S = 15.0
 POLL_S = 0.5
 
 

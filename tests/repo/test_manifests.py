@@ -14,7 +14,7 @@ from tests.repo import crd
 
 REPOSITORY = crd.REPOSITORY
 OVERRIDES = {"proxy_location": "EveryNode", "http_options": {"host": "0.0.0.0", "port": 8787}}
-MODELS = ["llama-3.1-8b"]
+ARGUMENT_OVERRIDES = {"models": ["llama-3.1-8b"], "gateway": {"replicas": 1, "num_cpus": 1}}
 SECRET = "chat"
 
 
@@ -119,7 +119,10 @@ def test_a_serve_service_will_exist_on_our_port(cluster: dict[str, Any]) -> None
     assert "headService" not in cluster["headGroupSpec"]
 
 
-def test_the_head_serves_nothing(service: dict[str, Any], cluster: dict[str, Any]) -> None:
+def test_the_head_serves_nothing(
+    service: dict[str, Any], cluster: dict[str, Any], serve_config: dict[str, Any]
+) -> None:
+    assert serve_config["applications"][0]["args"]["gateway"]["num_cpus"] > 0
     assert service["spec"]["excludeHeadPodFromServeSvc"] is True
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
@@ -175,7 +178,7 @@ def test_serve_config_is_the_local_one_apart_from_the_declared_overrides(
 ) -> None:
     local = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
     expected = copy.deepcopy(local) | OVERRIDES
-    expected["applications"][0]["args"]["models"] = MODELS
+    expected["applications"][0]["args"] |= ARGUMENT_OVERRIDES
     assert serve_config == expected
     assert serve_config["http_options"]["port"] == local["http_options"]["port"]
 
