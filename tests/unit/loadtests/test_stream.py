@@ -1,0 +1,55 @@
+"""The load client against a loopback server: counts, concurrency and every way to fail."""
+
+import pytest
+
+from loadtests.stream import Plan, run_load
+from loadtests.target import Target
+from tests.unit.loadtests.sse_server import KEY, Script, frame, serving, text
+
+
+async def test_every_request_is_answered_and_counted() -> None:
+    script = Script()
+    seen = []
+    with serving(script) as url:
+        load = await run_load(Target(url, "loopback", KEY), Plan(3, 10, max_tokens=2), seen.append)
+    assert (len(load.good), load.errors, load.tokens) == (10, (), 20)
+    assert seen == list(load.answers)
+    assert script.most_active <= 3
+    assert len({str(body["messages"]) for body in script.bodies}) == 10
+    assert {(body["model"], body["max_tokens"], body["ignore_eos"]) for body in script.bodies} == {
+        ("loopback", 2, True)
+    }
+    for answer in load.answers:
+        assert answer.ttfb is not None
+        assert answer.ttft is not None
+        assert 0 < answer.ttfb <= answer.ttft <= answer.seconds
+        assert len(answer.gaps) == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "key", "error"),
+    [
+        (Script(), "wrong", "HTTP 401: bad key"),
+        (Script(status=503), KEY, "HTTP 503: not now"),
+        (Script(pieces=[text("a"), frame(error={"message": "gone"})]), KEY, "error frame: gone"),
+        (Script(pieces=[text("a", "stop")]), KEY, "the stream ended without [DONE]"),
+    ],
+)
+async def test_a_failure_is_an_error_with_its_reason(script: Script, key: str, error: str) -> None:
+    with serving(script) as url:
+        load = await run_load(Target(url, "loopback", key), Plan(2, 4))
+    assert load.errors == (error,) * 4
+    assert load.good == ()
+
+
+async def test_a_broken_connection_is_an_error() -> None:
+    with serving(Script(pieces=[text("a")], cut=True)) as url:
+        load = await run_load(Target(url, "loopback", KEY), Plan(1, 2))
+    assert [error.split(":")[0] for error in load.errors] == ["ClientPayloadError"] * 2
+
+
+async def test_nobody_there_is_an_error() -> None:
+    with serving(Script()) as url:
+        pass
+    load = await run_load(Target(url, "loopback", KEY), Plan(1, 1))
+    assert load.errors[0].startswith("ClientConnectorError")
