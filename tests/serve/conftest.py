@@ -1,0 +1,46 @@
+"""One service for all tests of this folder: scripted models for pace and faults, real ones on CPU."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models import write_embedding_model
+from tests.service import Service, running_service
+
+DEMO_ARGS = {
+    "max_model_len": 2048,
+    "enforce_eager": True,
+    "enable_auto_tool_choice": True,
+    "tool_call_parser": "hermes",
+    "max_num_seqs": 64,
+}
+CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
+def demo(name: str, **settings: Any) -> dict[str, Any]:
+    """The demo model under another name, with a small share of the machine."""
+    return {"id": name, "source": "demo", "num_cpus": 0, "env": CPU, "vllm_args": DEMO_ARGS, **settings}
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Models: scripted (two replicas), demo, demo-2 (two replicas), demo-tp (tensor parallel 2), embed."""
+    folder: Path = tmp_path_factory.mktemp("service")
+    embed = write_embedding_model(folder / "embed")
+    models: list[dict[str, Any] | str] = [
+        demo("scripted", engine="scripted", replicas=2),
+        demo("demo"),
+        demo("demo-2", replicas=2),
+        demo("demo-tp", tensor_parallel_size=2),
+        {
+            "id": "embed",
+            "source": str(embed),
+            "num_cpus": 0,
+            "env": CPU,
+            "vllm_args": {"enforce_eager": True, "max_num_seqs": 16},
+        },
+    ]
+    with running_service(folder, models) as running:
+        yield running

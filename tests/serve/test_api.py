@@ -1,0 +1,155 @@
+"""Routes, key and errors, over HTTP."""
+
+import httpx
+import pytest
+
+from tests.service import Service
+
+CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "[[answer: yes]]"}]}
+
+
+def error_of(response: httpx.Response) -> tuple[int, str, str | None]:
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    return response.status_code, error["code"], error["param"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"authorization": "Bearer wrong"}, {"authorization": "Basic {key}"}, {"authorization": "{key}"}],
+    ids=["none", "wrong", "basic", "bare"],
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("GET", "/metrics"), ("GET", "/nowhere")],
+)
+def test_everything_needs_the_key(service: Service, method: str, path: str, headers: dict[str, str]) -> None:
+    sent = {name: value.format(key=service.key) for name, value in headers.items()}
+    response = httpx.request(method, service.url + path, headers=sent)
+    assert error_of(response) == (401, "invalid_api_key", None)
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_health_needs_no_key_and_tells_the_truth(service: Service) -> None:
+    response = httpx.get(f"{service.url}/api/healthz")
+    health = response.json()
+    models = {model["id"]: model for model in health["details"]["models"]}
+    assert response.status_code == 200
+    assert {name: value for name, value in health.items() if name != "details"} == {
+        "status": "ok",
+        "gpu_available": False,
+        "model_loaded": True,
+        "upstream_healthy": True,
+        "queue_size": 0,
+    }
+    assert models["demo-2"] == {
+        "id": "demo-2",
+        "status": "ready",
+        "replicas": {"running": 2, "target": 2},
+        "tasks": ["generate"],
+        "max_model_len": 2048,
+        "error": None,
+    }
+    assert "embed" in models["embed"]["tasks"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/api/models"])
+def test_models_are_listed_over_all_apps(service: Service, path: str) -> None:
+    listed = service.http.get(path).json()
+    assert listed["object"] == "list"
+    assert [model["id"] for model in listed["data"]] == ["scripted", "demo", "demo-2", "demo-tp", "embed"]
+
+
+def test_one_model(service: Service) -> None:
+    assert service.http.get("/v1/models/demo").json()["max_model_len"] == 2048
+    assert error_of(service.http.get("/v1/models/absent")) == (404, "model_not_found", "model")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/pause",
+        "/scale_elastic_ep",
+        "/version",
+        "/load",
+        "/ping",
+        "/invocations",
+        "/docs",
+        "/openapi.json",
+        "/v1/chat/completions/",
+        "/v1/chat/completions/batch",
+        "/v1/load_lora_adapter",
+        "/inference/v1/generate",
+        "/collective_rpc",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_other_routes_of_vllm_are_closed(service: Service, method: str, path: str) -> None:
+    assert error_of(service.http.request(method, path, json=CHAT if method == "POST" else None)) == (
+        404,
+        "not_found",
+        None,
+    )
+
+
+def test_a_route_takes_its_own_method_only(service: Service) -> None:
+    response = service.http.get("/v1/chat/completions")
+    assert error_of(response) == (405, "method_not_allowed", None)
+    assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"{", (400, "invalid_value", None)),
+        (b"[]", (400, "invalid_value", None)),
+        (b"\xff", (400, "invalid_value", None)),
+        (b"[" * 100_000, (400, "invalid_value", None)),
+        (b'{"model": 3}', (400, "invalid_value", "model")),
+        (b'{"model": "absent", "messages": []}', (404, "model_not_found", "model")),
+        (b'{"model": "embed", "messages": []}', (404, "task_not_supported", "model")),
+    ],
+)
+def test_a_wrong_body_is_refused(service: Service, body: bytes, expected: tuple[int, str, str | None]) -> None:
+    headers = {"content-type": "application/json"}
+    assert error_of(service.http.post("/v1/chat/completions", content=body, headers=headers)) == expected
+
+
+def test_a_body_over_the_limit_is_refused(service: Service) -> None:
+    body = b'{"model": "scripted", "x": "' + b"a" * (32 * 1024 * 1024) + b'"}'
+    assert error_of(service.http.post("/v1/chat/completions", content=body)) == (413, "request_too_large", None)
+
+
+def test_api_chat_streams_unless_told_not_to(service: Service) -> None:
+    streamed = service.http.post("/api/chat", json=CHAT)
+    whole = service.http.post("/api/chat", json={**CHAT, "stream": False})
+    assert streamed.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert streamed.text.endswith("data: [DONE]\n\n")
+    assert whole.json()["choices"][0]["message"]["content"] == "yes"
+
+
+def test_api_chat_requires_a_model(service: Service) -> None:
+    response = service.http.post("/api/chat", json={"messages": CHAT["messages"]})
+    assert error_of(response) == (400, "invalid_value", "model")
+
+
+def test_without_a_model_v1_takes_the_first(service: Service) -> None:
+    answer = service.http.post("/v1/chat/completions", json={"messages": CHAT["messages"]}).json()
+    assert (answer["model"], answer["choices"][0]["message"]["content"]) == ("scripted", "yes")
+
+
+def test_metrics_have_vllms_names_for_every_model(service: Service) -> None:
+    for model in ("demo", "scripted"):
+        body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+        assert service.http.post("/v1/chat/completions", json=body).status_code == 200
+    text = service.http.get("/metrics").text
+    for model in ("demo", "scripted", "embed"):
+        assert f'vllm:num_requests_running{{engine="0",model_name="{model}"}} 0.0\n' in text
+    assert text.count("# TYPE vllm:generation_tokens_total counter") == 1
+
+
+def test_a_request_has_one_id(service: Service) -> None:
+    response = service.http.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": "mine"})
+    assert response.headers.get_list("x-request-id") == ["mine"]
+    assert "mine" not in response.json()["id"]
