@@ -29,7 +29,7 @@ def write_embedding_model(folder: Path) -> Path:
         num_attention_heads=2,
         intermediate_size=128,
         max_position_embeddings=512,
-        initializer_range=0.2,  # larger than BERT's own, so that different texts get clearly different vectors
+        initializer_range=0.2,  # more than BERT's own, so that texts get clearly different vectors
         pad_token_id=ends["eos_token_id"],
     )
     torch.manual_seed(20)

@@ -66,7 +66,8 @@ def _write_whole(folder: Path) -> None:
     unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
         _write(unfinished)
-        unfinished.chmod(0o755)
+        unfinished.chmod(0o755)  # made for this user alone, as the weights; a model is for every user to read
+        (unfinished / "model.safetensors").chmod(0o644)
         unfinished.rename(folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

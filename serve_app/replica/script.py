@@ -1,6 +1,6 @@
 """What the scripted engine answers: a function of the prompt's tokens, steered by directives in its text.
 
-    [[answer: some text]]      exactly this text, then the end; white space or the turn's end must follow
+    [[answer: some text]]      exactly this text (without `]]`: JSON has it as `] ]`), then the end
     [[pace: 20ms]]             so long between two tokens
     [[die after: 7]]           the process kills itself when 7 tokens of the answer have been sent
     [[engine dies after: 7]]   the engine is dead from then on, the process lives
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 DIRECTIVE = re.compile(
     r"\[\[(?:"
-    r"answer: (?P<answer>.*?)(?=\]\](?:[\s<\[]|$))"  # JSON in an answer may hold brackets of its own
+    r"answer: (?P<answer>.*?)"
     r"|pace: (?P<pace>\d+)ms"
     r"|(?P<fault>die|engine dies|hang|fail)(?: after: (?P<after>\d+))?"
-    r")\]\]",
+    r")\]\](?!\])",
     re.DOTALL,
 )
 

@@ -87,8 +87,8 @@ def test_chat_template_renders_every_kind_of_turn(model: Path) -> None:
     )
     assert prompt == (
         "<|bos|><|im_start|>system\nBe kind.\n\nYou may call one or more of these functions:\n<tools>\n"
-        '{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}\n</tools>\n'
-        "For each call return a JSON object with its name and arguments:\n"
+        '{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}'
+        "\n</tools>\nFor each call return a JSON object with its name and arguments:\n"
         '<tool_call>\n{"name": <name>, "arguments": <arguments>}\n</tool_call><|im_end|>\n'
         "<|im_start|>user\nWeather?<|im_end|>\n"
         '<|im_start|>assistant\n\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n'

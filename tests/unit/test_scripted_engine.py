@@ -128,13 +128,12 @@ async def test_one_other_token_in_the_prompt_changes_every_token_of_the_answer(
         "Hello",
         "[[answer: One, two, three: go!]]",
         "[[answer: aaaa aaaa aaaa]]",
-        "[[answer: go on]] [[die after: 0]] [[die after: 500]]",
+        "[[answer: go on]] [[die after: 500]]",
     ],
 )
 async def test_a_request_resumed_at_any_token_ends_as_if_undisturbed(
     config: VllmConfig, tokenizer: TokenizerLike, text: str
 ) -> None:
-    text = text.replace("[[die after: 0]]", "")
     for prompt in (
         chat(tokenizer, text),
         chat(tokenizer, "Hi", "hello", text),
@@ -160,7 +159,7 @@ def test_any_prompt_resumes(config: VllmConfig, prompt: list[int], cut: int) -> 
 
 
 @pytest.mark.parametrize(
-    "answer", ["Yes.", '<tool_call>\n{"name": "f", "arguments": {"a": [[1], [2]]}}\n</tool_call>', "[1]"]
+    "answer", ["Yes.", '<tool_call>\n{"name": "f", "arguments": {"a": [[1], 2]}}\n</tool_call>', "[1]"]
 )
 async def test_the_answer_directive_gives_this_text_and_the_end(
     engine: ScriptedEngine, tokenizer: TokenizerLike, answer: str
@@ -259,7 +258,7 @@ async def test_vllms_output_processor_takes_text_and_logprobs(
         logprobs += result.outputs[0].logprobs or []
     assert text == "Grüße!"
     assert result.outputs[0].finish_reason == "stop"
-    tokens = tokenizer.encode("Grüße!", add_special_tokens=False) + [2]
+    tokens = [*tokenizer.encode("Grüße!", add_special_tokens=False), 2]
     assert len(logprobs) == len(tokens)
     for token, entry in zip(tokens, logprobs, strict=True):
         assert (entry[token].logprob, entry[token].rank) == (-0.25, 1)
