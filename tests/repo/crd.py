@@ -45,9 +45,7 @@ def with_defaults(schema: dict[str, Any], value: Any) -> Any:
     if isinstance(value, dict) and "properties" in schema:
         known = schema["properties"]
         defaults = {name: copy.deepcopy(each["default"]) for name, each in known.items() if "default" in each}
-        return {
-            name: with_defaults(known.get(name, {}), inner) for name, inner in {**defaults, **value}.items()
-        }
+        return {name: with_defaults(known.get(name, {}), inner) for name, inner in {**defaults, **value}.items()}
     if isinstance(value, list) and isinstance(schema.get("items"), dict):
         return [with_defaults(schema["items"], inner) for inner in value]
     return value

@@ -140,9 +140,7 @@ def test_secrets_come_from_the_secret(cluster: dict[str, Any]) -> None:
         found = environment(container)
         assert found["PROXY_API_KEY"] == {"secretKeyRef": {"name": SECRET, "key": "PROXY_API_KEY"}}
         assert found["HF_TOKEN"]["secretKeyRef"]["name"] == SECRET
-        assert not any(
-            "KEY" in name or "TOKEN" in name for name, value in found.items() if isinstance(value, str)
-        )
+        assert not any("KEY" in name or "TOKEN" in name for name, value in found.items() if isinstance(value, str))
 
 
 def test_pods_outlive_their_drain(service: dict[str, Any], cluster: dict[str, Any]) -> None:

@@ -6,22 +6,14 @@ from typing import Any
 
 import pytest
 
+from serve_app.config import load_model
 from tests.models import write_embedding_model
 from tests.service import Service, running_service
-
-DEMO_ARGS = {
-    "max_model_len": 2048,
-    "enforce_eager": True,
-    "enable_auto_tool_choice": True,
-    "tool_call_parser": "hermes",
-    "max_num_seqs": 64,
-}
-CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def demo(name: str, **settings: Any) -> dict[str, Any]:
     """The demo model under another name, with a small share of the machine."""
-    return {"id": name, "source": "demo", "num_cpus": 0, "env": CPU, "vllm_args": DEMO_ARGS, **settings}
+    return {**load_model("demo").model_dump(), "id": name, "num_cpus": 0, **settings}
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +30,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             "id": "embed",
             "source": str(embed),
             "num_cpus": 0,
-            "env": CPU,
+            "env": load_model("demo").env,
             "vllm_args": {"enforce_eager": True, "max_num_seqs": 16},
         },
     ]

@@ -50,9 +50,7 @@ def test_only_what_is_outside_the_engine_counts(meter: CpuMeter, report: dict[st
     helper = report["below"][0]
     assert (report["title"], helper["title"]) == ("front", "helper")
     user_and_system_of_both = 4
-    assert meter.seconds() == pytest.approx(
-        report["cpu"] + helper["cpu"], abs=(user_and_system_of_both + 1) * TICK_S
-    )
+    assert meter.seconds() == pytest.approx(report["cpu"] + helper["cpu"], abs=(user_and_system_of_both + 1) * TICK_S)
 
 
 def test_what_was_used_before_does_not_count(report: dict[str, Any]) -> None:

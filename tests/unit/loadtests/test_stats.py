@@ -7,9 +7,7 @@ import pytest
 from loadtests.stats import Quantiles, percentile
 
 
-@pytest.mark.parametrize(
-    ("percent", "expected"), [(0, 15), (5, 15), (30, 20), (40, 20), (50, 35), (95, 50), (100, 50)]
-)
+@pytest.mark.parametrize(("percent", "expected"), [(0, 15), (5, 15), (30, 20), (40, 20), (50, 35), (95, 50), (100, 50)])
 def test_nearest_rank_of_the_textbook_list(percent: float, expected: int) -> None:
     assert percentile([35, 50, 15, 40, 20], percent) == expected
 

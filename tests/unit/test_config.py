@@ -1,0 +1,113 @@
+"""Settings: what a model name means, what the environment changes, and which mistakes stop the start."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from serve_app.check import check
+from serve_app.config import ConfigError, ModelConfig, ServiceConfig, load_model
+
+
+def directory(path: Path) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    return path
+
+
+def test_the_default_is_the_demo_model() -> None:
+    assert [model.id for model in ServiceConfig().resolve({})] == ["demo"]
+
+
+def test_default_model_replaces_the_list(tmp_path: Path) -> None:
+    source = directory(tmp_path / "my-model")
+    (model,) = ServiceConfig(models=["demo", "llama-3.1-8b"]).resolve({"DEFAULT_MODEL": str(source)})
+    assert (model.id, model.source) == ("my-model", str(source))
+
+
+def test_a_hub_id_is_served_under_its_own_name() -> None:
+    model = load_model("acme/Chat-1.5B")
+    assert (model.id, model.source) == ("acme/Chat-1.5B", "acme/Chat-1.5B")
+
+
+def test_a_model_file_by_path(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("id: mine\nsource: acme/chat\ntensor_parallel_size: 2\n")
+    assert load_model(str(file)).world_size == 2
+
+
+def test_variables_override_every_model() -> None:
+    models = ServiceConfig(models=["demo"]).resolve({"TP_SIZE": "2", "MAX_MODEL_LEN": "512"})
+    assert [(m.tensor_parallel_size, m.vllm_args["max_model_len"]) for m in models] == [(2, 512)]
+    assert models[0].vllm_args["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "²"])
+def test_a_variable_that_is_no_number_is_named(value: str) -> None:
+    with pytest.raises(ConfigError, match="^TP_SIZE must be a whole number above 0$"):
+        ServiceConfig().resolve({"TP_SIZE": value})
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"no model 'nope'.*demo"):
+        load_model("nope")
+
+
+def test_a_directory_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no config.json"):
+        load_model(str(tmp_path))
+
+
+def test_the_same_id_twice() -> None:
+    with pytest.raises(ConfigError, match="demo is listed more than once"):
+        ServiceConfig(models=["demo", "demo"]).resolve({})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vllm_args": {"port": 1}}, "port is set by the service"),
+        ({"vllm_args": {"tensor_parallel_size": 2}}, "tensor_parallel_size is set by the service"),
+        ({"num_gpus": 0.5, "tensor_parallel_size": 2}, "num_gpus: a fraction"),
+        ({"nodes": 2, "device": "cpu"}, "nodes: 2 needs device gpu"),
+        ({"tensor_parallel": 2}, "Extra inputs are not permitted"),
+        ({"replicas": 0}, "greater than 0"),
+    ],
+)
+def test_a_wrong_model_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ModelConfig.model_validate({"id": "m", "source": "acme/m", **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus"),
+    [
+        ({"device": "cpu"}, 0),
+        ({"device": "gpu"}, 1),
+        ({"device": "gpu", "num_gpus": 0.5}, 0.5),
+        ({"device": "gpu", "tensor_parallel_size": 2, "pipeline_parallel_size": 2}, 4),
+    ],
+)
+def test_gpus_that_a_replica_reserves(settings: dict[str, object], gpus: float) -> None:
+    assert ModelConfig.model_validate({"id": "m", "source": "acme/m", **settings}).reserved_gpus() == gpus
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("applications: []", "no application imports serve_app.app:build"),
+        ("a: [", "not valid YAML"),
+        ("applications: [{import_path: 'serve_app.app:build', args: {model: [demo]}}]", "args: model: Extra"),
+        ("applications: [{import_path: 'serve_app.app:build', args: {models: [/no/such]}}]", "no model '/no/such'"),
+    ],
+)
+def test_check_says_what_is_wrong_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        check(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_check_accepts_the_shipped_config() -> None:
+    check(Path("serve_config.yaml"))
