@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +47,10 @@ class Service:
     def processes(self, title: str = "") -> list[psutil.Process]:
         """The service's live processes whose command line contains `title`."""
         return [process for process in family(self.process) if title in command_line(process)]
+
+    def replicas(self, model: str) -> list[psutil.Process]:
+        """The live replica processes of a model that have started."""
+        return [p for p in self.processes() if command_line(p).strip() == f"ray::ServeReplica:chat:replica-{model}"]
 
     def health(self) -> dict[str, Any]:
         try:
@@ -102,10 +106,8 @@ def stop(started: subprocess.Popen[bytes]) -> None:
     """End a service as Ctrl+C does, and whatever is left of it after 10 seconds by force."""
     members = family(psutil.Process(started.pid))
     started.send_signal(signal.SIGINT)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         started.wait(10)
-    except subprocess.TimeoutExpired:
-        pass
     for process in members:
         if alive(process):
             process.kill()

@@ -89,7 +89,6 @@ class TokenSender:
         if sink.address in self._sockets:
             return
         socket = self._context.socket(zmq.PUSH)
-        socket.linger = 0
         socket.sndhwm = UNREAD_STEPS
         socket.ipv6 = "[" in sink.address
         socket.curve_serverkey = sink.server_key
@@ -114,8 +113,9 @@ class TokenSender:
             self._sockets.pop(address).close(0)
             raise SinkGone(address) from None
 
-    def close(self) -> None:
-        self._context.destroy(0)
+    def close(self, flush_s: float = 0) -> None:
+        """Close all sockets, after giving what waits in them `flush_s` seconds to leave."""
+        self._context.destroy(int(flush_s * 1000))
 
 
 class _Only:

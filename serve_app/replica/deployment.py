@@ -103,6 +103,7 @@ class Replica:
             # Without its engine core this process is of no use. The calls in it fail as a dead replica's do,
             # so that their requests move, and Serve starts another at once.
             logger.critical("the engine core died; this replica exits")
+            self._sender.close(flush_s=1)
             os._exit(1)
 
     def _push(self, step: EngineCoreOutputs) -> None:

@@ -2,6 +2,7 @@
 
 import anthropic
 import pytest
+from anthropic.types import MessageParam
 
 from tests.service import Service
 
@@ -20,9 +21,7 @@ def test_messages(client: anthropic.Anthropic) -> None:
 
 
 def test_a_stream_of_messages(client: anthropic.Anthropic) -> None:
-    with client.messages.stream(
-        model="demo", max_tokens=12, messages=[{"role": "user", "content": "Hi"}], temperature=0
-    ) as stream:
+    with client.messages.stream(model="demo", max_tokens=12, messages=[{"role": "user", "content": "Hi"}]) as stream:
         text = "".join(stream.text_stream)
         final = stream.get_final_message()
     assert final.usage.output_tokens == 12
@@ -32,7 +31,7 @@ def test_a_stream_of_messages(client: anthropic.Anthropic) -> None:
 
 
 def test_count_tokens(client: anthropic.Anthropic) -> None:
-    messages = [anthropic.types.MessageParam(role="user", content="Hi")]
+    messages: list[MessageParam] = [{"role": "user", "content": "Hi"}]
     counted = client.messages.count_tokens(model="demo", messages=messages)
     answer = client.messages.create(model="demo", max_tokens=1, messages=messages)
     assert counted.input_tokens == answer.usage.input_tokens

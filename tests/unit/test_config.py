@@ -44,7 +44,7 @@ def test_variables_override_every_model() -> None:
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "²"])
 def test_a_variable_that_is_no_number_is_named(value: str) -> None:
-    with pytest.raises(ConfigError, match="^TP_SIZE must be a whole number above 0$"):
+    with pytest.raises(ConfigError, match=r"^TP_SIZE must be a whole number above 0$"):
         ServiceConfig().resolve({"TP_SIZE": value})
 
 
@@ -54,7 +54,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 
 def test_a_directory_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no config.json"):
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
         load_model(str(tmp_path))
 
 

@@ -119,9 +119,7 @@ def test_a_request_whose_last_token_has_arrived_is_ended(
     tokens: list[int], params: dict[str, Any], expected: tuple[FinishReason, int | None] | None
 ) -> None:
     ended = delivered(tokens, **params).exhausted()
-    assert (ended and (ended.finish_reason, ended.stop_reason, ended.new_token_ids)) == (
-        expected and (*expected, [])
-    )
+    assert (ended and (ended.finish_reason, ended.stop_reason, ended.new_token_ids)) == (expected and (*expected, []))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One service for all tests of this folder: scripted models for pace and faults, real ones on CPU."""
+"""One service for all tests that need one: scripted models for pace and faults, real ones on CPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
