@@ -13,9 +13,9 @@ install: ## build or repair .venv (EXTRA=cpu or EXTRA=gpu overrides what the mac
 	$(INSTALL)
 
 run: install ## start the service and show when it is ready; Ctrl+C ends it
-	@exec $(BIN)/python -m cli.launcher
+	@exec $(BIN)/python -m cli.launcher $(ARGS)
 
-test: install ## all tests (ARGS='-k name' narrows)
+test: install ## all tests (ARGS='-k name' narrows them)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: install ## ruff and mypy, as CI runs them

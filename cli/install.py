@@ -102,7 +102,7 @@ def prepare_venv(plan: Plan, progress: Progress) -> None:
 def runs(python: Path) -> bool:
     """Whether the interpreter of a `.venv` still starts and finds its pip."""
     try:
-        probe = subprocess.run([python, "-I", "-m", "pip", "--version"], capture_output=True, check=False)
+        probe = subprocess.run([python, "-I", "-c", "import pip"], capture_output=True, check=False)
     except OSError:
         return False
     return probe.returncode == 0
@@ -170,7 +170,6 @@ def install(plan: Plan, progress: Progress) -> None:
     with exclusive(run / "install.lock", progress) as lock:
         earlier = read_stamp(plan)
         prepare_venv(plan, progress)
-        plan.stamp.unlink(missing_ok=True)
         install_packages(plan, PipRun(plan.venv, run / "install.log", lock, progress))
         same_venv = all(earlier.get(key) == plan.state()[key] for key in ("root", "platform"))
         plan.stamp.write_text(json.dumps({**(earlier if same_venv else {}), **plan.state()}))

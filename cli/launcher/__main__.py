@@ -66,7 +66,7 @@ def wait_until_ready(service: Service, base_url: str, view: StartView) -> Health
     while True:
         log = service.log.read_text(errors="replace")
         if service.has_ended:
-            raise StartError(f"the service ended: {last_error(log)}")
+            raise StartError(f"the service ended: {last_error(log)} (see {service.log})")
         health = ask_health(base_url)
         step = current_step(log, health)
         view.update(step, health)
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         key_place = f"{env_file.KEY} in {'your shell' if env_file.KEY in os.environ else dotenv}"
         show_ready(console, base_url, health, key_place, str(log))
         service.wait()
-        raise StartError(f"the service ended: {last_error(log.read_text(errors='replace'))}")
+        raise StartError(f"the service ended: {last_error(log.read_text(errors='replace'))} (see {log})")
 
 
 def check(args: argparse.Namespace, dotenv: Path) -> str:

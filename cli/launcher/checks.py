@@ -39,9 +39,9 @@ def check_port(host: str, port: int, config: Path) -> None:
 def listener(port: int) -> str:
     """` by NAME (process ID)` of whoever listens on `port`; nothing where this user may not see it."""
     try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr[1] == port and connection.pid:
-                return f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
+        for found in psutil.net_connections("tcp"):
+            if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == port and found.pid:
+                return f" by {psutil.Process(found.pid).name()} (process {found.pid})"
     except psutil.Error:
         return ""
     return ""

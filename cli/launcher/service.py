@@ -35,18 +35,19 @@ QUIET = {
 def environment(dotenv: Mapping[str, str], run: Path) -> dict[str, str]:
     """Every variable of the service's processes. The shell's win over `dotenv`; Ray's are fixed.
 
-    Ray and HAProxy get a scratch folder of their own, with a path short enough for Unix sockets, so that
-    two services on a machine do not meet. The token that Ray's processes show each other is made anew.
+    Ray and HAProxy get a scratch folder of their own, so that two services on a machine do not meet; its
+    path is short, because Unix sockets in it may have 97 characters. The token that Ray's processes show
+    each other is made anew.
     """
-    scratch = tempfile.mkdtemp(prefix="vllm-chat-", dir="/tmp")
+    scratch = tempfile.mkdtemp(prefix="vchat-", dir="/tmp")
     token = run / "ray_token"
     write_private(token, secrets.token_hex(32))
     haproxy = {
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{scratch}/haproxy/haproxy.cfg",
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{scratch}/haproxy/admin.sock",
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{scratch}/haproxy/metrics.sock",
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": f"{scratch}/haproxy",
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{scratch}/haproxy/server-state",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{scratch}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{scratch}/admin.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{scratch}/metrics.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": scratch,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{scratch}/server-state",
         **{name: str(free_port(port)) for name, port in HAPROXY_PORTS.items()},
     }
     own = {"RAY_TMPDIR": scratch, "RAY_AUTH_TOKEN_PATH": str(token.resolve())}

@@ -1,7 +1,7 @@
-"""Owns every process of the service: `python -m cli.launcher.supervisor COMMAND...`, a pipe on standard input.
+"""Owns every process of the service: `python -m cli.launcher.supervisor COMMAND...` with a pipe on stdin.
 
-It has a session of its own, so that what befalls the launcher does not befall it. When the pipe closes, which a
-`kill -9` of the launcher brings about too, or on a signal, it ends COMMAND kindly, then kills all that is left.
+It has a session of its own, so that what befalls the launcher does not befall it. When the pipe closes, as it
+does when the launcher is killed, or on a signal, it ends COMMAND kindly, then kills all that is left.
 """
 
 import os

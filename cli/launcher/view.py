@@ -91,7 +91,7 @@ def curl_line(base_url: str, health: Health) -> str:
     if chats:
         path, body = ("chat/completions", '"messages": [{"role": "user", "content": "Hello"}]')
     return (
-        '( [ -f .env ] && . ./.env; echo "Authorization: Bearer $PROXY_API_KEY" ) | '
+        f'echo "Authorization: Bearer ${{PROXY_API_KEY:-$(sed -n s/^PROXY_API_KEY=//p .env)}}" | '
         f"curl -sS {base_url}/v1/{path} -H @- -H 'Content-Type: application/json' "
         f'-d \'{{"model": "{model}", {body}}}\''
     )
