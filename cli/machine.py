@@ -46,9 +46,8 @@ def find_python() -> str:
         raise InstallError(
             f"Python {without_venv} has no venv module; install it (apt install python{without_venv}-venv)"
         )
-    raise InstallError(
-        f"needs Python 3.11 (or up to 3.13), found {sys.version.split()[0]}; install python3.11"
-    )
+    mine = ".".join(str(part) for part in sys.version_info[:2])
+    raise InstallError(f"needs Python 3.11, 3.12 or 3.13, found {mine}; install python3.11")
 
 
 def check_disk(root: Path, platform: str) -> None:

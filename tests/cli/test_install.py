@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import pytest
 
@@ -165,7 +166,7 @@ class Index(http.server.SimpleHTTPRequestHandler):
     folder = Path()
 
     def do_GET(self) -> None:
-        name = self.path.strip("/").rpartition("/")[2]
+        name = unquote(self.path).strip("/").rpartition("/")[2]
         if name.startswith("beta-") and name.endswith(".whl"):
             self.asked.set()
             self.released.wait(60)
@@ -325,7 +326,7 @@ def test_an_old_python_is_told_which_one_is_needed(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
     monkeypatch.setattr(sys, "version_info", (3, 9))
     with pytest.raises(
-        InstallError, match=r"^needs Python 3\.11 \(or up to 3\.13\), not .*; install python3\.11$"
+        InstallError, match=r"^needs Python 3\.11, 3\.12 or 3\.13, found 3\.9; install python3\.11$"
     ):
         find_python()
 
