@@ -1,0 +1,102 @@
+"""The running service as the launcher sees it: its environment, its supervisor, its log."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from cli.launcher.env_file import write_private
+from cli.launcher.processes import adopt_orphans, kill_descendants
+
+STOP_S = 9.0
+HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
+FIXED = {
+    # `local` starts a cluster of our own; another user's is neither joined nor stopped.
+    "RAY_ADDRESS": "local",
+    # Ray's own switch for a single machine: its processes then listen on loopback only.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+}
+QUIET = {
+    "PYTHONUNBUFFERED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+}
+
+
+def environment(dotenv: Mapping[str, str], run: Path) -> dict[str, str]:
+    """Every variable of the service's processes. The shell's win over `dotenv`; Ray's are fixed.
+
+    Ray and HAProxy get a scratch folder of their own, so that two services on a machine do not meet; its
+    path is short, because Unix sockets in it may have 97 characters. The token that Ray's processes show
+    each other is made anew.
+    """
+    scratch = tempfile.mkdtemp(prefix="vchat-", dir="/tmp")
+    token = run / "ray_token"
+    write_private(token, secrets.token_hex(32))
+    haproxy = {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{scratch}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{scratch}/admin.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{scratch}/metrics.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": scratch,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{scratch}/server-state",
+        **{name: str(free_port(port)) for name, port in HAPROXY_PORTS.items()},
+    }
+    own = {"RAY_TMPDIR": scratch, "RAY_AUTH_TOKEN_PATH": str(token.resolve())}
+    return {**dotenv, **QUIET, **haproxy, **os.environ, **FIXED, **own}
+
+
+def free_port(preferred: int) -> int:
+    """`preferred`, or a port that the system picks where that one is taken."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    return preferred
+
+
+class Service:
+    """The supervisor and, under it, `command`; as a context manager it leaves no process behind."""
+
+    def __init__(self, command: list[str], variables: dict[str, str], log: Path) -> None:
+        self.log = log
+        adopt_orphans()  # should the supervisor be killed, its processes come to us
+        supervise = [sys.executable, "-m", "cli.launcher.supervisor", *command]
+        read_end, self._pipe = os.pipe()
+        with log.open("wb") as output:
+            self._supervisor = subprocess.Popen(
+                supervise, stdin=read_end, stdout=output, stderr=output, env=variables, start_new_session=True
+            )
+        os.close(read_end)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the command has ended by itself and nothing is left of it."""
+        return self._supervisor.poll() is not None
+
+    def wait(self) -> None:
+        """Returns when the service has ended."""
+        self._supervisor.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._pipe)
+        try:
+            self._supervisor.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._supervisor.kill()
+        kill_descendants(1.0)

@@ -1,0 +1,81 @@
+"""Stands in for `serve run CONFIG`: answers as the service does, and leaves a stubborn orphan as engines may.
+
+The config's `fake` entry picks the behaviour: ready, failed, exit, deaf (ignores the polite request to end).
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import yaml
+
+
+def leave_orphan() -> None:
+    """A grandchild in a session of its own that ignores every polite signal and has lost its parent."""
+    if os.fork():
+        os.wait()
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    Path("orphan.pid").write_text(str(os.getpid()))
+    time.sleep(600)
+    os._exit(0)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """GET /api/healthz and POST /v1/chat/completions with the key of PROXY_API_KEY."""
+
+    behaviour = "ready"
+
+    def do_GET(self) -> None:
+        failed = self.behaviour == "failed"
+        model = {
+            "id": "demo",
+            "status": "failed" if failed else "ready",
+            "replicas": {"running": int(not failed), "target": 1},
+            "tasks": ["generate"],
+            "max_model_len": 512,
+            "error": "no such file: weights" if failed else None,
+        }
+        self.answer(503 if failed else 200, {"status": "ok", "details": {"models": [model]}})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        known = self.headers["Authorization"] == f"Bearer {os.environ['PROXY_API_KEY']}"
+        self.answer(200 if known else 401, {"known": known, "model": body["model"]})
+
+    def answer(self, code: int, document: object) -> None:
+        data = json.dumps(document).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        return
+
+
+def main() -> None:
+    config = yaml.safe_load(Path(sys.argv[1]).read_text())
+    Handler.behaviour = config["fake"]
+    Path("environment.json").write_text(json.dumps(dict(os.environ)))
+    leave_orphan()
+    if Handler.behaviour == "exit":
+        raise RuntimeError("the cluster could not be formed")
+    if Handler.behaviour == "deaf":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ThreadingHTTPServer(("127.0.0.1", config["http_options"]["port"]), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(0)
