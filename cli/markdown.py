@@ -1,9 +1,11 @@
 """How the pieces of an answer look: Rich's Markdown, in the terminal's own colours and easy to copy from."""
 
 from collections import deque
+from typing import ClassVar
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markdown import CodeBlock, ListItem, Markdown
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
+from rich.markdown import CodeBlock, Heading, ListItem, Markdown, MarkdownElement
+from rich.rule import Rule
 from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.text import Text
@@ -38,10 +40,21 @@ class _Code(CodeBlock):
         yield code_end()
 
 
-class AnswerMarkdown(Markdown):
-    """One block of an answer."""
+class _Heading(Heading):
+    LEVEL_ALIGN: ClassVar[dict[str, JustifyMethod]] = {}  # to the left, all of them
 
-    elements = Markdown.elements | {
+
+class _Rule(MarkdownElement):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Rule(style="markdown.hr")
+
+
+class AnswerMarkdown(Markdown):
+    """One block of an answer, without blank lines around it."""
+
+    elements: ClassVar[dict[str, type[MarkdownElement]]] = Markdown.elements | {
+        "heading_open": _Heading,
+        "hr": _Rule,
         "list_item_open": _Numbered,
         "fence": _Code,
         "code_block": _Code,
@@ -52,6 +65,18 @@ class AnswerMarkdown(Markdown):
         self.parsed = PARSER.parse(block.markdown)
         if block.number is not None and self.parsed and self.parsed[0].type == "ordered_list_open":
             self.parsed[0].attrs["start"] = block.number
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render; Rich puts blank lines before lists and around tables, and here the caller spaces blocks."""
+        segments = (item for item in super().__rich_console__(console, options) if isinstance(item, Segment))
+        lines = list(Segment.split_lines(segments))
+        while lines and _is_blank(lines[0]):
+            del lines[0]
+        while lines and _is_blank(lines[-1]):
+            del lines[-1]
+        for line in lines:
+            yield from line
+            yield Segment.line()
 
 
 class CodeHighlighter:
@@ -79,3 +104,7 @@ def code_start(language: str) -> Text:
 def code_end() -> Text:
     """Return the mark below code."""
     return Text("╰─", style="dim")
+
+
+def _is_blank(line: list[Segment]) -> bool:
+    return not "".join(segment.text for segment in line).strip()

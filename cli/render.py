@@ -6,6 +6,7 @@ the unfinished end is redrawn in place, and never more of it than the screen hol
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self, TextIO
 
@@ -97,14 +98,6 @@ class LiveView:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(
-            console=console,
-            get_renderable=self._unfinished,
-            auto_refresh=False,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
         self._answer = Sanitizer()
         self._thoughts = Sanitizer()
         self._blocks = BlockSplitter()
@@ -113,6 +106,14 @@ class LiveView:
         self._started = time.monotonic()
         self._spinner: Spinner | None = Spinner("dots", style="cyan")
         self._gap_due = False
+        self._live = Live(
+            _Bottom(self._unfinished),  # looked up at every drawing, so that no print shows an outdated end
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -154,14 +155,14 @@ class LiveView:
             self._spinner.update(text=Text(f"{time.monotonic() - self._started:.0f} s", style="dim"))
             return self._spinner
         if self._thought:
-            return _Bottom(_thought(self._thought))
+            return _thought(self._thought)
         tail = self._blocks.tail()
         if isinstance(tail, CodeLine) and self._code:
-            return _Bottom(self._code.line(tail.text, final=False))
+            return self._code.line(tail.text, final=False)
         if isinstance(tail, Block):
             gap = self._gap_due and not tail.continues_list
-            return _Bottom(Group(*[""] * gap, AnswerMarkdown(tail)))
-        return _Bottom("")
+            return Group(*[""] * gap, AnswerMarkdown(tail))
+        return Group()
 
     def _end_thoughts(self) -> None:
         thought, self._thought = self._thought, ""
@@ -194,14 +195,14 @@ class LiveView:
 
 
 class _Bottom:
-    """The last lines of a renderable, as many as the screen holds."""
+    """The last lines of what `part` returns at the moment, as many as the screen holds."""
 
-    def __init__(self, renderable: RenderableType) -> None:
-        self._renderable = renderable
+    def __init__(self, part: Callable[[], RenderableType]) -> None:
+        self._part = part
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = min(WIDTH, options.max_width)
-        lines = console.render_lines(self._renderable, options.update(width=width), pad=False)
+        lines = console.render_lines(self._part(), options.update(width=width), pad=False)
         for line in lines[-(console.size.height - 1) :]:
             yield from line
             yield Segment.line()

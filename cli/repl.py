@@ -114,6 +114,7 @@ class Repl:
 
     def _answer(self, prompt: str) -> None:
         self.last_prompt = prompt
+        self.console.print()
         self.conversation.ask(prompt)
         text = ""
         try:

@@ -88,7 +88,8 @@ def _converse(settings: Settings, conversation: Conversation, stats: bool) -> No
             if not conversation.model:
                 conversation.model = runner.run(_default_model(client, patient=True))
             where = f"{conversation.model} at {settings.root_url}. /help for commands, Ctrl+D to leave."
-            console.print(Text(where, style="dim"), "")
+            console.print(Text(where, style="dim"))
+            console.print()
             Repl(client, conversation, runner, console, stats).run()
         finally:
             runner.run(client.aclose())
