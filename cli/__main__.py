@@ -1,0 +1,5 @@
+"""`python -m cli` is `vllm-chat`."""
+
+from cli.main import app
+
+app(prog_name="vllm-chat")
