@@ -16,7 +16,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.status import Status
 from rich.table import Table
 from typer import Option
 
@@ -28,6 +27,7 @@ from loadtests.systems import ENGINE_ARGS, ENGINE_ENV, SYSTEMS, System
 
 LEVELS = [1, 8, 32]
 MAX_TOKENS = 64
+WIDTH = 160  # of the tables where there is no terminal to fit
 
 
 def main(
@@ -59,15 +59,14 @@ def main(
     adopt_orphans()
     conditions = describe_conditions(rounds)
     try:
-        with notes.status("demo model") as status:
-            model = (model_dir or demo_model()).resolve()
-            comparison = Comparison(model, names, rounds, concurrency or LEVELS, port, start_s)
-            samples = Samples(comparison.samples(status))
+        model = (model_dir or demo_model()).resolve()
+        comparison = Comparison(model, names, rounds, concurrency or LEVELS, port, start_s)
+        samples = Samples(comparison.samples(notes))
     except SystemFailedError as error:
         notes.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from None
     tables = sections(samples)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     for section in tables:
         console.print(rich_table(section))
     console.print(conditions, highlight=False)
@@ -86,15 +85,15 @@ class Comparison:
     port: int
     start_s: float
 
-    def samples(self, status: Status) -> Iterator[Sample]:
+    def samples(self, notes: Console) -> Iterator[Sample]:
         """Every sample, round by round; odd rounds take the systems in order, even ones in reverse."""
         for number in range(1, self.rounds + 1):
             for name in self.systems if number % 2 else reversed(self.systems):
-                place = f"round {number} of {self.rounds}, {SYSTEMS[name].label}: "
-                status.update(place + "starting")
-                for sample in self._samples_of(name, number):
-                    status.update(f"{place}c={sample.concurrency} gave {sample.tokens_per_s:.0f} tokens/s")
-                    yield sample
+                place = f"round {number} of {self.rounds}, {SYSTEMS[name].label}"
+                with notes.status(f"{place}: starting, warming, measuring"):
+                    for sample in self._samples_of(name, number):
+                        notes.print(f"{place}, c={sample.concurrency}: {sample.tokens_per_s:.0f} tokens/s")
+                        yield sample
 
     def _samples_of(self, name: str, number: int) -> Iterator[Sample]:
         """One system from start to stop. Its folder, with its log, stays only if it failed."""
@@ -144,7 +143,9 @@ def describe_conditions(rounds: int) -> str:
 
 def rich_table(section: Section) -> Table:
     """A section for the terminal."""
-    table = Table(*section.headings, title=section.title, title_justify="left")
+    table = Table(title=section.title, title_justify="left")
+    for number, heading in enumerate(section.headings):
+        table.add_column(heading, no_wrap=number == 0)
     for row in section.rows:
         table.add_row(*row)
     return table

@@ -59,8 +59,8 @@ class AnswerReader:
     """Takes a stream's bytes as they arrive and turns them into an `Answer`.
 
     `started` and every `now` are readings of one clock, in seconds. TTFT is taken at the first frame
-    with text. Inter-token gaps are the times between the frames after it, which vLLM sends one per
-    engine step; frames that arrive in one read are 0 apart.
+    with text. Inter-token gaps are the times between arrivals of frames from then on; vLLM makes a frame
+    an engine step, and frames that come in one read are one arrival, as they are to a reader of the text.
     """
 
     started: float
@@ -111,9 +111,9 @@ class AnswerReader:
 
     def _choice(self, choice: Choice, now: float) -> None:
         self.finish_reason = choice.finish_reason or self.finish_reason
-        if self.ttft is not None:
+        if self.ttft is not None and now > self._last_frame_at:
             self.gaps.append(now - self._last_frame_at)
-        elif choice.delta.content or choice.delta.reasoning:
+        elif self.ttft is None and (choice.delta.content or choice.delta.reasoning):
             self.ttft = now - self.started
         self._last_frame_at = now
 

@@ -30,10 +30,14 @@ GOOD = [text(""), text("one "), text("two", "length"), usage(2), DONE]
 
 @dataclass
 class Script:
-    """What the server does: the pieces of every stream, and what clients asked for so far."""
+    """What the server does with every stream, and what clients asked for so far.
+
+    `hold_s` is how long it keeps the last piece back; `cut` drops the connection after it.
+    """
 
     pieces: list[bytes] = field(default_factory=lambda: list(GOOD))
     status: int = 200
+    hold_s: float = 0
     cut: bool = False
     models: tuple[str, ...] = ("loopback",)
     bodies: list[dict[str, object]] = field(default_factory=list)
@@ -58,9 +62,11 @@ def build(script: Script) -> web.Application:
         await response.prepare(request)
         script.active += 1
         script.most_active = max(script.most_active, script.active)
-        for piece in script.pieces:
+        *most, last = script.pieces
+        for piece in most:
             await response.write(piece)
-            await asyncio.sleep(0)
+        await asyncio.sleep(script.hold_s)
+        await response.write(last)
         script.active -= 1
         if script.cut and request.transport:
             request.transport.abort()

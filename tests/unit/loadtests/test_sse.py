@@ -19,6 +19,11 @@ def test_ttft_is_the_first_frame_with_text_not_the_role_frame() -> None:
     assert answer == Answer(seconds=10, ttfb=0.5, ttft=2, gaps=(2, 3), tokens=3, error=None)
 
 
+def test_frames_that_arrive_together_are_one_arrival() -> None:
+    answer = read((text("a") + text("b"), 11), (text("c") + text("d"), 13), (text("e", "stop") + DONE, 14))
+    assert (answer.ttft, answer.gaps) == (1, (2, 1))
+
+
 def test_reasoning_counts_as_text() -> None:
     thought = frame(choices=[{"delta": {"reasoning": "hm"}, "finish_reason": "stop"}])
     assert read((thought, 11), (DONE, 12)).ttft == 1
@@ -28,7 +33,7 @@ def test_any_cut_of_the_bytes_gives_the_same_counts() -> None:
     whole = b"".join([b": keep-alive\n\n", *GOOD]).replace(b"\n\n", b"\r\n\r\n")
     for size in range(1, len(whole)):
         answer = read(*((whole[at : at + size], 11.0) for at in range(0, len(whole), size)))
-        assert (answer.tokens, len(answer.gaps), answer.error) == (2, 1, None)
+        assert (answer.tokens, answer.ttft, answer.gaps, answer.error) == (2, 1.0, (), None)
 
 
 @pytest.mark.parametrize(
