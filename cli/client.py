@@ -94,13 +94,9 @@ class Client:
                 f"{start}, or point OPENAI_BASE_URL at one that runs.",
             ) from None
         except httpx.TimeoutException:
-            raise UnreachableError(
-                "The service took the request and then kept silent.", "Try again."
-            ) from None
+            raise UnreachableError("The service took the request and then kept silent.", "Try again.") from None
         except httpx.HTTPError:
-            raise UnreachableError(
-                "The service closed the connection without an answer.", "Try again."
-            ) from None
+            raise UnreachableError("The service closed the connection without an answer.", "Try again.") from None
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[Event]:

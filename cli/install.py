@@ -179,9 +179,7 @@ def install(plan: Plan, progress: Progress) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 installed, 1 could not (one line says what to do), 2 wrong usage, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python3 -m cli.install", description=__doc__)
-    parser.add_argument(
-        "--extra", choices=("auto", "cpu", "gpu"), default="auto", help="what vLLM is built for"
-    )
+    parser.add_argument("--extra", choices=("auto", "cpu", "gpu"), default="auto", help="what vLLM is built for")
     parser.add_argument("--peers", action="store_true", help="also what `make compare` measures against")
     parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent, help="the checkout")
     args = parser.parse_args(argv)

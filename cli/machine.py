@@ -19,9 +19,7 @@ def has_nvidia_gpu(driver: Path = Path("/proc/driver/nvidia/gpus")) -> bool:
     if driver.is_dir() and any(driver.iterdir()):
         return True
     try:
-        listing = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False
-        )
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return listing.returncode == 0 and "GPU 0" in listing.stdout

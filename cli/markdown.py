@@ -18,9 +18,7 @@ CODE_THEME = "ansi_dark"
 
 
 class _Numbered(ListItem):
-    def render_number(
-        self, console: Console, options: ConsoleOptions, number: int, last_number: int
-    ) -> RenderResult:
+    def render_number(self, console: Console, options: ConsoleOptions, number: int, last_number: int) -> RenderResult:
         """Render as ` 1. text`, so that items printed one by one line up."""
         mark = f"{number:>2}. "
         style = console.get_style("markdown.item.number")

@@ -132,9 +132,7 @@ class PipRun:
             done = sum(present.get(name) == version for name, version in packages.items())
             self._progress.count("unpacking", done, len(packages), "")
             return
-        met = re.findall(
-            r"^(?:Collecting|Processing|Requirement already satisfied:) (\S+)", self._output, re.MULTILINE
-        )
+        met = re.findall(r"^(?:Collecting|Processing|Requirement already satisfied:) (\S+)", self._output, re.MULTILINE)
         if met and packages:
             name = met[-1].rpartition("/")[2]
             self._progress.count("fetching", len(met), len(packages), name)

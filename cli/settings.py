@@ -76,6 +76,4 @@ def _key_of(env_file: Path) -> str:
     try:
         return (dotenv_values(env_file, interpolate=False).get("PROXY_API_KEY") or "").strip()
     except OSError as error:
-        raise SettingsError(
-            f"./.env cannot be read: {error.strerror}.", "Run as the user who owns it."
-        ) from None
+        raise SettingsError(f"./.env cannot be read: {error.strerror}.", "Run as the user who owns it.") from None

@@ -19,12 +19,8 @@ LEVELS = [1, 8, 32]
 
 
 def main(
-    concurrency: Annotated[
-        list[int] | None, Option("-c", min=1, help="Streams at a time; repeatable.")
-    ] = None,
-    requests: Annotated[
-        int | None, Option("-n", min=1, help="Requests at each -c. [8 x c, at least 24]")
-    ] = None,
+    concurrency: Annotated[list[int] | None, Option("-c", min=1, help="Streams at a time; repeatable.")] = None,
+    requests: Annotated[int | None, Option("-n", min=1, help="Requests at each -c. [8 x c, at least 24]")] = None,
     max_tokens: Annotated[int, Option(min=1, help="Tokens of each answer.")] = 64,
     model: Annotated[str | None, Option(help="Model to ask. [DEFAULT_MODEL, else the first served]")] = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON instead of a table.")] = False,

@@ -34,12 +34,8 @@ def main(
     *,
     model_dir: Annotated[Path | None, Option(help="Model directory. [the demo model]")] = None,
     rounds: Annotated[int, Option(min=1, help="Rounds; every system starts anew in each.")] = 3,
-    only: Annotated[
-        list[str] | None, Option(help=f"Only this system; repeatable: {', '.join(SYSTEMS)}.")
-    ] = None,
-    concurrency: Annotated[
-        list[int] | None, Option("-c", min=1, help="Streams at a time; repeatable.")
-    ] = None,
+    only: Annotated[list[str] | None, Option(help=f"Only this system; repeatable: {', '.join(SYSTEMS)}.")] = None,
+    concurrency: Annotated[list[int] | None, Option("-c", min=1, help="Streams at a time; repeatable.")] = None,
     port: Annotated[int, Option(help="First of the ports to use.")] = 18000,
     start_s: Annotated[float, Option(help="Seconds a system may take to start.")] = 300.0,
     markdown: Annotated[Path | None, Option(help="Also write the tables to this file.")] = None,
@@ -53,9 +49,7 @@ def main(
         signal.signal(number, signal.default_int_handler)
     notes, names = Console(stderr=True, highlight=False), only or list(SYSTEMS)
     if unknown := set(names) - SYSTEMS.keys():
-        raise typer.BadParameter(
-            f"No such system: {', '.join(sorted(unknown))}. Known: {', '.join(SYSTEMS)}."
-        )
+        raise typer.BadParameter(f"No such system: {', '.join(sorted(unknown))}. Known: {', '.join(SYSTEMS)}.")
     adopt_orphans()
     conditions = describe_conditions(rounds)
     try:

@@ -151,9 +151,7 @@ def ttft_over_bare(samples: Samples) -> list[float]:
 
 
 GOALS = (
-    Goal(
-        "tokens/s at c=32, over bare vLLM", 0.60, True, lambda s: s.ratios("ours", "bare", 32, "tokens_per_s")
-    ),
+    Goal("tokens/s at c=32, over bare vLLM", 0.60, True, lambda s: s.ratios("ours", "bare", 32, "tokens_per_s")),
     Goal("tokens/s at c=32, over the best of ray.serve.llm", 1.2, True, over_the_best_peer),
     Goal("TTFT p50 at c=1, above bare vLLM, ms", 15, False, ttft_over_bare),
     Goal(

@@ -37,9 +37,7 @@ class System:
 
 def bare(model_dir: Path, folder: Path, port: int) -> System:
     """vLLM's own server, one process, no key."""
-    flags = [
-        f"--{name.replace('_', '-')}={value}" for name, value in ENGINE_ARGS.items() if value is not True
-    ]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in ENGINE_ARGS.items() if value is not True]
     flags += [f"--{name.replace('_', '-')}" for name, value in ENGINE_ARGS.items() if value is True]
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     where = [f"--model={model_dir}", f"--served-model-name={MODEL}", f"--host={HOST}", f"--port={port}"]

@@ -9,10 +9,10 @@ import re
 from typing import Any
 
 from ray import serve
-from ray.serve.context import _get_global_client
 
 from serve_app.config import ConfigError, ModelConfig, ServiceConfig
 from serve_app.gateway.deployment import Gateway
+from serve_app.ray_seam import listening_host
 from serve_app.replica.deployment import Replica
 
 # Every process of the service; a model's own `env` comes on top.
@@ -66,7 +66,7 @@ def _check_exposure() -> None:
     """Refuse to answer the network without a key."""
     if os.environ.get("PROXY_API_KEY"):
         return
-    host = _get_global_client().http_config.host  # type: ignore[union-attr]
+    host = listening_host()
     if host == "localhost" or ipaddress.ip_address(host).is_loopback:
         return
     raise ConfigError(f"PROXY_API_KEY is not set, and the service would listen on {host}: set a key")

@@ -32,9 +32,7 @@ Model = Annotated[
     str | None, typer.Option("--model", "-m", metavar="NAME", help="Who answers; by default the first model.")
 ]
 System = Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")]
-Temperature = Annotated[
-    float | None, typer.Option(min=0, max=2, metavar="0..2", help="0 is steady, 1 is lively.")
-]
+Temperature = Annotated[float | None, typer.Option(min=0, max=2, metavar="0..2", help="0 is steady, 1 is lively.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, metavar="N", help="Length at which an answer is cut.")]
 Once = Annotated[str | None, typer.Option(metavar="PROMPT", help="Answer this and leave.")]
 Stats = Annotated[bool, typer.Option("--stats/--no-stats", help="TTFT and tokens/s after each answer.")]

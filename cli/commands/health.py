@@ -31,9 +31,7 @@ Exit codes: 0 healthy, 1 not healthy or not there, 2 wrong usage, 130 interrupte
 POLL = 1.0  # seconds
 
 AsJson = Annotated[bool, typer.Option("--json", help="The service's own JSON, for scripts.")]
-Wait = Annotated[
-    float, typer.Option(min=0, metavar="SECONDS", help="Wait up to this long for it to be healthy.")
-]
+Wait = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Wait up to this long for it to be healthy.")]
 
 
 def health(as_json: AsJson = False, wait: Wait = 0) -> None:

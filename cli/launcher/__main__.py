@@ -39,13 +39,9 @@ def read_arguments() -> argparse.Namespace:
     serve = shlex.quote(str(Path(sys.executable).with_name("serve")))
     python = shlex.quote(sys.executable)
     parser.add_argument("--config", type=Path, default=Path("serve_config.yaml"), help="Serve config file")
-    parser.add_argument(
-        "--memory", type=float, default=4.0, metavar="GIB", help="available memory it must find"
-    )
+    parser.add_argument("--memory", type=float, default=4.0, metavar="GIB", help="available memory it must find")
     parser.add_argument("--serve", default=f"{serve} run", metavar="COMMAND", help="what runs the config")
-    parser.add_argument(
-        "--check", default=f"{python} -m serve_app.check", metavar="COMMAND", help="what checks it"
-    )
+    parser.add_argument("--check", default=f"{python} -m serve_app.check", metavar="COMMAND", help="what checks it")
     return parser.parse_args()
 
 

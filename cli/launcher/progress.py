@@ -11,9 +11,7 @@ from cli.launcher.errors import StartError
 State = Literal["waiting", "now", "done"]
 STEPS = ("Ray", "gateway", "weights", "warm-up")
 STARTED = ("Started a local Ray instance", "Started Serve")
-WEIGHTS_LOADED = re.compile(
-    r"Loading weights took|Model loading took|torch\.compile|init engine|KV cache size"
-)
+WEIGHTS_LOADED = re.compile(r"Loading weights took|Model loading took|torch\.compile|init engine|KV cache size")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 ERROR_LINE = re.compile(r"(?:^|[\s.])((?:[A-Z]\w*(?:Error|Exception)|Error|ERROR)\b:? .+)")
 

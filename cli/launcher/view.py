@@ -57,9 +57,7 @@ class StartView:
                 case "done":
                     table.add_row(Text("✓", style="green"), name)
                 case "now":
-                    table.add_row(
-                        self._spinner, Text(f"{name}  {self._seconds()} s  {self._detail}", style="bold")
-                    )
+                    table.add_row(self._spinner, Text(f"{name}  {self._seconds()} s  {self._detail}", style="bold"))
                 case _:
                     table.add_row("", Text(name, style="dim"))
         return table

@@ -7,6 +7,7 @@ When the call fails because the replica died, the request goes out again with wh
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,16 +49,24 @@ class FleetClient(EngineCoreClient):
 
     engine_ranks_managed = (0,)
 
-    def __init__(self, replicas: DeploymentHandle[Any], host: str, tasks: tuple[SupportedTask, ...]) -> None:
+    def __init__(
+        self,
+        replicas: DeploymentHandle[Any],
+        host: str,
+        tasks: tuple[SupportedTask, ...],
+        on_replica_lost: Callable[[], None],
+    ) -> None:
         """Args:
         replicas: handle of the model's replica deployment.
         host: this node's address, where the token channel is bound.
         tasks: what the model can do, as its engine core says.
+        on_replica_lost: called whenever a call fails because its replica is gone.
         """
         self.resources = _Resources()
         self.journal = Journal()
         self._generate = replicas.options(method_name="generate")
         self._tasks = tasks
+        self._on_replica_lost = on_replica_lost
         self._receiver = TokenReceiver(host)
         self._encoder = MsgpackEncoder()
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
@@ -112,6 +121,7 @@ class FleetClient(EngineCoreClient):
             raise
         except RayActorError as error:
             self._load.clear()
+            self._on_replica_lost()
             logger.warning("request %s: replica gone (%s)", request.request_id, type(error).__name__)
         except Exception:  # the boundary to Serve: whatever failed, this request ends and the others go on
             logger.exception("request %s failed in the replica", request.request_id)

@@ -1,8 +1,8 @@
 """The fleet's state as Serve sees it: which models have replicas that can answer."""
 
 import asyncio
+import contextlib
 import logging
-from dataclasses import dataclass
 from enum import StrEnum
 
 import ray
@@ -10,9 +10,14 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from serve_app import ray_seam
+from serve_app.ray_seam import Replicas
+
 logger = logging.getLogger("ray.serve")
 
-POLL_S = 1.0
+# While a model has no replica, and while all is well. A replica that is lost wakes the watch at once.
+LOADING_POLL_S = 1.0
+CALM_POLL_S = 5.0
 
 
 class State(StrEnum):
@@ -23,43 +28,39 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True)
-class Replicas:
-    """The replicas of one model."""
-
-    running: int = 0
-    """Those that answer."""
-    failed: bool = False
-    """Whether Serve has given up starting them."""
-
-
 class FleetWatch:
-    """Asks Serve's controller for the replicas of each deployment, once a second.
+    """Asks Serve's controller for the replicas of each deployment.
 
     While the controller cannot be reached, the last answer stands: running replicas do not need it.
     """
 
-    def __init__(self, deployments: list[str]) -> None:
+    def __init__(self, targets: dict[str, int]) -> None:
+        """`targets`: how many replicas each deployment should have."""
         self.gpu_available = False
         self._application = serve.get_replica_context().app_name
-        self._replicas = dict.fromkeys(deployments, Replicas())
+        self._targets = targets
+        self._replicas = dict.fromkeys(targets, Replicas())
+        self._woken = asyncio.Event()
 
     def __getitem__(self, deployment: str) -> Replicas:
         return self._replicas[deployment]
 
+    def wake(self) -> None:
+        """Have a look now: a replica seems to be gone."""
+        self._woken.set()
+
     async def run(self) -> None:
         while True:
+            self._woken.clear()
             try:
                 await asyncio.to_thread(self._poll)
             except (RayError, RayServeException) as error:
                 logger.warning("Serve's controller does not answer: %s", type(error).__name__)
-            await asyncio.sleep(POLL_S)
+            calm = all(self._replicas[name].running >= target for name, target in self._targets.items())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), CALM_POLL_S if calm else LOADING_POLL_S)
 
     def _poll(self) -> None:
         self.gpu_available = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
-        application = serve.status().applications.get(self._application)
-        for name, deployment in application.deployments.items() if application else ():
-            if name in self._replicas:
-                running = {str(state): count for state, count in deployment.replica_states.items()}.get("RUNNING", 0)
-                failed = deployment.status.value == "DEPLOY_FAILED"
-                self._replicas[name] = Replicas(running, failed)
+        found = ray_seam.replicas(self._application)
+        self._replicas = {name: found.get(name, Replicas()) for name in self._targets}

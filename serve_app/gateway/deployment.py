@@ -22,7 +22,8 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig, models: list[ModelConfig], replicas: list[DeploymentHandle[Any]]) -> None:
         opened = [Model(model, handle) for model, handle in zip(models, replicas, strict=True)]
-        watch = FleetWatch([handle.deployment_name for handle in replicas])
+        targets = {model.handle.deployment_name: model.config.replicas for model in opened}
+        watch = FleetWatch(targets)
         self._models = Models(opened, watch)
         self._app = GatewayApp(self._models, BearerKey(os.environ.get("PROXY_API_KEY")), config.max_body_bytes)
         self._running = asyncio.get_running_loop().create_task(

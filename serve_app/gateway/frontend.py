@@ -7,7 +7,7 @@ adds admin routes, an instrumentator, authentication and CORS around these route
 import contextlib
 import pickle
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastapi import FastAPI
@@ -23,6 +23,7 @@ from vllm.entrypoints.pooling.factories import register_pooling_api_routers
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.entrypoints.serve.tokenize.api_router import attach_router as attach_tokenize
 from vllm.entrypoints.speech_to_text.factories import register_speech_to_text_api_routers
+from vllm.envs import enable_envs_cache
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
@@ -54,13 +55,18 @@ class Frontend:
 
 
 async def open_frontend(
-    model: ModelConfig, replicas: DeploymentHandle[Any], description: Description, host: str
+    model: ModelConfig,
+    replicas: DeploymentHandle[Any],
+    description: Description,
+    host: str,
+    on_replica_lost: Callable[[], None],
 ) -> Frontend:
     """Build the front end of a model from what one of its replicas said of it."""
+    enable_envs_cache()
     arguments = parse_arguments(model)
     arguments.disable_fastapi_docs = True
     config: VllmConfig = pickle.loads(description.config)  # noqa: S301 - from our replica, by Serve
-    fleet = FleetClient(replicas, host, description.tasks)
+    fleet = FleetClient(replicas, host, description.tasks, on_replica_lost)
     with _engine_core_is(fleet):
         engine = AsyncLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
     engine.renderer.start_mm_warmup_in_background()

@@ -9,9 +9,10 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import ModelConfig
-from serve_app.fleet.watch import FleetWatch, Replicas, State
+from serve_app.fleet.watch import FleetWatch, State
 from serve_app.gateway.errors import ModelLoading, ModelNotFound
 from serve_app.gateway.frontend import Frontend, open_frontend
+from serve_app.ray_seam import Replicas
 from serve_app.replica.deployment import Description
 
 logger = logging.getLogger("ray.serve")
@@ -30,10 +31,10 @@ class Model:
         self.frontend: Frontend | None = None
         self.description: Description | None = None
 
-    async def open(self, host: str) -> None:
+    async def open(self, host: str, watch: FleetWatch) -> None:
         """Wait for the first replica and build the front end."""
         self.description = await self.handle.describe.remote()
-        self.frontend = await open_frontend(self.config, self.handle, self.description, host)
+        self.frontend = await open_frontend(self.config, self.handle, self.description, host, watch.wake)
         logger.info("model %s is ready", self.config.id)
 
 
@@ -89,4 +90,4 @@ class Models:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch.run())
             for model in self._models.values():
-                tasks.create_task(model.open(host))
+                tasks.create_task(model.open(host, self._watch))

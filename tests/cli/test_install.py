@@ -209,9 +209,7 @@ def test_an_install_killed_during_pip_is_waited_for_and_the_next_takes_the_chang
     project.lock("dev", "beta==2.0")
     project.variables |= {"PIP_INDEX_URL": index, "PIP_NO_CACHE_DIR": "1"}
     online = {
-        name: value
-        for name, value in project.variables.items()
-        if name not in ("PIP_NO_INDEX", "PIP_FIND_LINKS")
+        name: value for name, value in project.variables.items() if name not in ("PIP_NO_INDEX", "PIP_FIND_LINKS")
     }
     first = subprocess.Popen(project.command(), cwd=ROOT, env=online, stdout=subprocess.DEVNULL)
     assert Index.asked.wait(60)
@@ -264,9 +262,7 @@ def test_an_index_that_cannot_be_reached_is_said_to_be(project: Project) -> None
     assert failed.stderr.startswith("make install: the package index cannot be reached; check the network")
 
 
-def test_a_small_disk_is_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_small_disk_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**9))
     with pytest.raises(InstallError, match=r"^needs 5 GB of free disk at .*, found 1\.0$"):
         check_disk(tmp_path, "cpu")
@@ -306,17 +302,13 @@ def test_python_3_11_is_taken_before_newer_ones(tmp_path: Path, monkeypatch: pyt
     assert find_python() == str(tmp_path / "python3.11")
 
 
-def test_a_python_without_venv_is_told_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_python_without_venv_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub(tmp_path, "python3.11", "echo 3.11; exit 1")
     stub(tmp_path, "python3", "echo 3.9; echo venv")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
     monkeypatch.setattr(sys, "version_info", (3, 9))
-    with pytest.raises(
-        InstallError, match=r"^Python 3\.11 has no venv module; install it \(apt install python3\.11"
-    ):
+    with pytest.raises(InstallError, match=r"^Python 3\.11 has no venv module; install it \(apt install python3\.11"):
         find_python()
 
 
@@ -325,9 +317,7 @@ def test_an_old_python_is_told_which_one_is_needed(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
     monkeypatch.setattr(sys, "version_info", (3, 9))
-    with pytest.raises(
-        InstallError, match=r"^needs Python 3\.11, 3\.12 or 3\.13, found 3\.9; install python3\.11$"
-    ):
+    with pytest.raises(InstallError, match=r"^needs Python 3\.11, 3\.12 or 3\.13, found 3\.9; install python3\.11$"):
         find_python()
 
 

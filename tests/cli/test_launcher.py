@@ -220,9 +220,7 @@ def test_ray_starts_for_itself_on_loopback_and_with_a_token(checkout: Checkout) 
 
 
 def test_the_shells_variables_win_over_the_file(checkout: Checkout) -> None:
-    (checkout.folder / ".env").write_text(
-        "PROXY_API_KEY=from-file\nTP_SIZE=2\nMAX_MODEL_LEN=512\nHF_TOKEN=\n"
-    )
+    (checkout.folder / ".env").write_text("PROXY_API_KEY=from-file\nTP_SIZE=2\nMAX_MODEL_LEN=512\nHF_TOKEN=\n")
     checkout.variables["TP_SIZE"] = "4"
     checkout.start()
     checkout.wait_ready()
@@ -259,10 +257,7 @@ def test_the_line_of_the_model_check_is_passed_on(checkout: Checkout) -> None:
 def test_a_config_that_is_not_there_is_named(checkout: Checkout) -> None:
     ended = checkout.run("--config", "other.yaml")
     assert ended.returncode == 1
-    assert (
-        ended.stderr
-        == "make run: cannot read other.yaml: [Errno 2] No such file or directory: 'other.yaml'\n"
-    )
+    assert ended.stderr == "make run: cannot read other.yaml: [Errno 2] No such file or directory: 'other.yaml'\n"
 
 
 def test_a_model_that_fails_ends_everything_with_its_error(checkout: Checkout) -> None:

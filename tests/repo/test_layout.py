@@ -31,9 +31,7 @@ def test_the_client_imports_neither_the_service_nor_its_engines() -> None:
         f"import importlib, sys; [importlib.import_module(name) for name in {names}]; "
         "print(sorted({'serve_app', 'vllm', 'ray', 'torch'} & set(sys.modules)))"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    found = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
 
 

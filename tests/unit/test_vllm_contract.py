@@ -1,7 +1,6 @@
-"""The private names of vLLM and Ray that the service stands on; a changed pin must fail here first."""
+"""The private names of vLLM that the service stands on; a changed pin must fail here first."""
 
 import inspect
-from importlib.metadata import version
 
 import pytest
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -17,11 +16,6 @@ USED_BY_ASYNC_LLM = {
     "get_supported_tasks_async",
     "shutdown",
 }
-
-
-def test_the_versions_are_the_pinned_ones() -> None:
-    assert version("ray") == "2.60.0"
-    assert AsyncLLM.__module__ == "vllm.v1.engine.async_llm"
 
 
 @pytest.mark.parametrize("name", sorted(USED_BY_ASYNC_LLM))
@@ -56,11 +50,3 @@ def test_the_request_path_of_async_llm_asks_no_other_method() -> None:
     )
     called = {word for word in path.replace("(", " ").split() if word.startswith(("self.engine_core.", "engine_core."))}
     assert {call.rpartition(".")[2] for call in called} <= USED_BY_ASYNC_LLM
-
-
-def test_serves_own_listening_address_can_be_read() -> None:
-    from ray.serve._private.client import ServeControllerClient
-    from ray.serve.context import _get_global_client
-
-    assert isinstance(ServeControllerClient.http_config, property)
-    assert callable(_get_global_client)

@@ -1,0 +1,41 @@
+"""Ray Serve's client inside a replica or builder: its private names, each used here and nowhere else.
+
+`serve.status()` tells the same, but builds whole schema objects for it, which costs a gateway a tenth of a core.
+tests/unit/test_ray_contract.py fails when a pinned version changes these names.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ray.serve.context import _get_global_client
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """The replicas of one deployment."""
+
+    running: int = 0
+    """Those that answer."""
+    failed: bool = False
+    """Whether Serve has given up starting them."""
+
+
+def listening_host() -> str:
+    """The address that Serve's HTTP proxy listens on."""
+    return str(_client().http_config.host)
+
+
+def replicas(application: str) -> dict[str, Replicas]:
+    """The replicas of every deployment of an application, from the controller. Blocks for one call to it."""
+    details = _client().get_serve_details()["applications"].get(application, {"deployments": {}})
+    return {
+        name: Replicas(
+            running=sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]),
+            failed=deployment["status"] == "DEPLOY_FAILED",
+        )
+        for name, deployment in details["deployments"].items()
+    }
+
+
+def _client() -> Any:
+    return _get_global_client()
