@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cli.launcher import checks, env_file
 from cli.launcher.errors import StartError
-from cli.launcher.progress import STEPS, Health, ask_health, current_step, last_error
+from cli.launcher.progress import STEPS, Health, ask_health, current_step, deploy_failure, last_error
 from cli.launcher.service import Service, environment
 from cli.launcher.view import StartView, show_ready
 
@@ -68,6 +68,8 @@ def wait_until_ready(service: Service, base_url: str, view: StartView) -> Health
         if service.has_ended:
             raise StartError(f"the service ended: {last_error(log)} (see {service.log})")
         health = ask_health(base_url)
+        if health is None and (reason := deploy_failure(log, service.controller_log())):
+            raise StartError(f"the gateway could not be started: {reason} (see {service.log})")
         step = current_step(log, health)
         view.update(step, health)
         if health is not None and step == len(STEPS):

@@ -10,12 +10,16 @@ from cli.launcher.errors import StartError
 
 State = Literal["waiting", "now", "done"]
 STEPS = ("Ray", "gateway", "weights", "warm-up")
-STARTED = ("Started a local Ray instance", "Started Serve")
+RAY_STARTED = "Started a local Ray instance"
+BUILD_FAILED = "Exception importing application"
+REPLICA_FAILED = "Exception in Replica("
+REPLICA_TRIES = 3
+"""So often does Serve start a replica before it gives a deployment up."""
 WEIGHTS_LOADED = re.compile(
     r"Loading weights took|Model loading took|torch\.compile|init engine|KV cache size"
 )
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-ERROR_LINE = re.compile(r"(?:^|[\s.])((?:[A-Z]\w*(?:Error|Exception)|Error|ERROR)\b:? .+)")
+ERROR_LINE = re.compile(r"(?:^|[\s.])((?:[A-Z]\w*(?:Error|Exception)): .+)")
 
 
 @dataclass
@@ -50,12 +54,21 @@ def current_step(log: str, health: Health | None) -> int:
         if health.ready and not health.pending():
             return len(STEPS)
         return STEPS.index("warm-up" if WEIGHTS_LOADED.search(log) else "weights")
-    return STEPS.index("gateway" if STARTED[0] in log else "Ray")
+    return STEPS.index("gateway" if RAY_STARTED in log else "Ray")
 
 
 def state(index: int, current: int) -> State:
     """Where step `index` stands while the start waits for `current`."""
     return "done" if index < current else "now" if index == current else "waiting"
+
+
+def deploy_failure(log: str, controller_log: str) -> str | None:
+    """Why Serve gave the application up, which it says to its own log only and does not end for."""
+    if BUILD_FAILED in controller_log:
+        return last_error(log)
+    if controller_log.count(REPLICA_FAILED) >= REPLICA_TRIES:
+        return last_error(controller_log)
+    return None
 
 
 def last_error(log: str) -> str:

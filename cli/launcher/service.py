@@ -72,6 +72,7 @@ class Service:
 
     def __init__(self, command: list[str], variables: dict[str, str], log: Path) -> None:
         self.log = log
+        self._ray_logs = Path(variables["RAY_TMPDIR"]) / "ray" / "session_latest" / "logs"
         adopt_orphans()  # should the supervisor be killed, its processes come to us
         supervise = [sys.executable, "-m", "cli.launcher.supervisor", *command]
         read_end, self._pipe = os.pipe()
@@ -85,6 +86,11 @@ class Service:
     def has_ended(self) -> bool:
         """Whether the command has ended by itself and nothing is left of it."""
         return self._supervisor.poll() is not None
+
+    def controller_log(self) -> str:
+        """What Serve's controller has written so far; it goes to a file of Ray's and not to `log`."""
+        files = sorted(self._ray_logs.glob("serve/controller_*.log"))
+        return "".join(path.read_text(errors="replace") for path in files)
 
     def wait(self) -> None:
         """Returns when the service has ended."""
