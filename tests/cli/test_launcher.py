@@ -91,6 +91,10 @@ class Checkout:
         wait_for(lambda: "curl" in self.output)
         assert psutil.pid_exists(int((self.folder / "orphan.pid").read_text()))
 
+    def scratch(self) -> Path:
+        """Where the service was told to keep Ray's files."""
+        return Path(json.loads((self.folder / "environment.json").read_text())["RAY_TMPDIR"])
+
     def processes(self) -> list[psutil.Process]:
         """All live processes that carry this checkout's mark."""
         found = []
@@ -118,7 +122,7 @@ def test_a_signal_ends_everything_with_exit_code_0(checkout: Checkout, number: s
     launcher.send_signal(number)
     assert launcher.wait(DEADLINE_S) == 0
     assert checkout.processes() == []
-    assert not Path(json.loads((checkout.folder / "environment.json").read_text())["RAY_TMPDIR"]).exists()
+    assert not checkout.scratch().exists()
 
 
 def test_a_service_that_does_not_listen_is_killed(checkout: Checkout) -> None:
@@ -146,6 +150,7 @@ def test_kill_9_of_the_supervisor_ends_the_launcher_and_leaves_nothing(checkout:
     assert launcher.wait(DEADLINE_S) == 1
     assert "make run: the service ended" in checkout.output
     assert checkout.processes() == []
+    assert not checkout.scratch().exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -297,3 +302,4 @@ def test_an_application_that_serve_gives_up_is_reported(
     line = f"make run: the gateway could not be started: {reason} (see .run/serve.log)\n"
     assert (ended.returncode, ended.stderr) == (1, line)
     assert checkout.processes() == []
+    assert (checkout.folder / ".run" / "ray_logs" / "serve" / "controller_7.log").exists()
