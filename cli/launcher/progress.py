@@ -63,18 +63,23 @@ def state(index: int, current: int) -> State:
 
 
 def deploy_failure(log: str, controller_log: str) -> str | None:
-    """Why Serve gave the application up, which it says to its own log only and does not end for."""
+    """Why Serve gave the application up, which it says in its own log only and does not end for."""
     if BUILD_FAILED in controller_log:
-        return last_error(log)
+        return find_error(log)  # the builder's error arrives a little later than the controller's word
     if controller_log.count(REPLICA_FAILED) >= REPLICA_TRIES:
-        return last_error(controller_log)
+        return find_error(controller_log)
     return None
 
 
-def last_error(log: str) -> str:
-    """The last line of the log that names an error, or its last line."""
-    lines = [ANSI.sub("", line).strip() for line in log.splitlines()]
-    for line in reversed(lines):
-        if found := ERROR_LINE.search(line):
+def find_error(log: str) -> str | None:
+    """The last line of a log that names an error, from that name on."""
+    for line in reversed(log.splitlines()):
+        if found := ERROR_LINE.search(ANSI.sub("", line).strip()):
             return found[1]
-    return next((line for line in reversed(lines) if line), "it wrote nothing")
+    return None
+
+
+def last_words(log: str) -> str:
+    """The last error of a log, or else its last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return find_error(log) or (ANSI.sub("", lines[-1]) if lines else "it wrote nothing")

@@ -48,6 +48,7 @@ class Checkout:
         for name in ("PROXY_API_KEY", "DEFAULT_MODEL"):
             self.variables.pop(name, None)
         self.arguments = ["--serve", FAKE, "--check", "true", "--memory", "0.01"]
+        self.started: subprocess.Popen[str] | None = None
         self.behave("ready")
 
     def behave(self, behaviour: str) -> None:
@@ -59,7 +60,7 @@ class Checkout:
         """A launcher, or `command`, with its output in out.txt; it is a process group of its own."""
         launcher = [sys.executable, "-m", "cli.launcher", *self.arguments]
         with (self.folder / "out.txt").open("w") as out:
-            return subprocess.Popen(
+            self.started = subprocess.Popen(
                 command or launcher,
                 cwd=self.folder,
                 env=self.variables,
@@ -68,6 +69,7 @@ class Checkout:
                 text=True,
                 process_group=0,
             )
+        return self.started
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A launcher that is expected to end by itself."""
@@ -111,6 +113,9 @@ class Checkout:
 def checkout(tmp_path: Path) -> Iterator[Checkout]:
     made = Checkout(tmp_path)
     yield made
+    if made.started and made.started.poll() is None:
+        made.started.terminate()
+        made.started.wait(DEADLINE_S)
     for process in made.processes():
         process.kill()
 

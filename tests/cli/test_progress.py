@@ -2,7 +2,7 @@
 
 import pytest
 
-from cli.launcher.progress import STEPS, Health, current_step, last_error
+from cli.launcher.progress import STEPS, Health, current_step, last_words
 
 RAY = "INFO worker.py:2029 -- Started a local Ray instance. View the dashboard at 127.0.0.1:8265\n"
 LOADED = "(EngineCore pid=7) INFO Loading weights took 0.52 seconds\n"
@@ -41,5 +41,5 @@ def test_a_service_whose_models_all_answer_waits_for_nothing() -> None:
         ("", "it wrote nothing"),
     ],
 )
-def test_the_last_error_of_a_log(log: str, line: str) -> None:
-    assert last_error(log) == line
+def test_the_last_words_of_a_log(log: str, line: str) -> None:
+    assert last_words(log) == line
