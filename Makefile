@@ -35,7 +35,7 @@ bench: install ## time to first byte, whole answer, tokens/s of the running serv
 
 loadtest: install ## Locust against the running service (ARGS='--users 32 --run-time 2m')
 	@exec $(BIN)/locust --locustfile loadtests/locustfile.py --headless --only-summary \
-		--host http://127.0.0.1:8787 --users 8 --spawn-rate 8 --run-time 30s $(ARGS)
+		--users 8 --spawn-rate 8 --run-time 30s $(ARGS)
 
 compare: ## the same load on bare vLLM, this service and ray.serve.llm, one after the other
 	$(INSTALL) --peers

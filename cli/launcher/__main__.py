@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cli.launcher import checks, env_file
 from cli.launcher.errors import StartError
-from cli.launcher.progress import STEPS, Health, ask_health, current_step, last_error
+from cli.launcher.progress import STEPS, Health, ask_health, current_step, deploy_failure, last_words
 from cli.launcher.service import Service, environment
 from cli.launcher.view import StartView, show_ready
 
@@ -62,8 +62,10 @@ def wait_until_ready(service: Service, base_url: str, view: StartView) -> Health
     while True:
         log = service.log.read_text(errors="replace")
         if service.has_ended:
-            raise StartError(f"the service ended: {last_error(log)} (see {service.log})")
+            raise StartError(f"the service ended: {last_words(log)} (see {service.log})")
         health = ask_health(base_url)
+        if health is None and (reason := deploy_failure(log, service.controller_log())):
+            raise StartError(f"the gateway could not be started: {reason} (see {service.log})")
         step = current_step(log, health)
         view.update(step, health)
         if health is not None and step == len(STEPS):
@@ -87,7 +89,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         key_place = f"{env_file.KEY} in {'your shell' if env_file.KEY in os.environ else dotenv}"
         show_ready(console, base_url, health, key_place, str(log))
         service.wait()
-        raise StartError(f"the service ended: {last_error(log.read_text(errors='replace'))} (see {log})")
+        raise StartError(f"the service ended: {last_words(log.read_text(errors='replace'))} (see {log})")
 
 
 def check(args: argparse.Namespace, dotenv: Path) -> str:

@@ -10,10 +10,16 @@ from cli.launcher.errors import StartError
 
 State = Literal["waiting", "now", "done"]
 STEPS = ("Ray", "gateway", "weights", "warm-up")
-STARTED = ("Started a local Ray instance", "Started Serve")
-WEIGHTS_LOADED = re.compile(r"Loading weights took|Model loading took|torch\.compile|init engine|KV cache size")
+RAY_STARTED = "Started a local Ray instance"
+BUILD_FAILED = "Exception importing application"
+REPLICA_FAILED = "Exception in Replica("
+REPLICA_TRIES = 3
+"""So often does Serve start a replica before it gives a deployment up."""
+WEIGHTS_LOADED = re.compile(
+    r"Loading weights took|Model loading took|torch\.compile|init engine|KV cache size"
+)
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-ERROR_LINE = re.compile(r"(?:^|[\s.])((?:[A-Z]\w*(?:Error|Exception)|Error|ERROR)\b:? .+)")
+ERROR_LINE = re.compile(r"(?:^|[\s.])((?:[A-Z]\w*(?:Error|Exception)): .+)")
 
 
 @dataclass
@@ -48,7 +54,7 @@ def current_step(log: str, health: Health | None) -> int:
         if health.ready and not health.pending():
             return len(STEPS)
         return STEPS.index("warm-up" if WEIGHTS_LOADED.search(log) else "weights")
-    return STEPS.index("gateway" if STARTED[0] in log else "Ray")
+    return STEPS.index("gateway" if RAY_STARTED in log else "Ray")
 
 
 def state(index: int, current: int) -> State:
@@ -56,10 +62,24 @@ def state(index: int, current: int) -> State:
     return "done" if index < current else "now" if index == current else "waiting"
 
 
-def last_error(log: str) -> str:
-    """The last line of the log that names an error, or its last line."""
-    lines = [ANSI.sub("", line).strip() for line in log.splitlines()]
-    for line in reversed(lines):
-        if found := ERROR_LINE.search(line):
+def deploy_failure(log: str, controller_log: str) -> str | None:
+    """Why Serve gave the application up, which it says in its own log only and does not end for."""
+    if BUILD_FAILED in controller_log:
+        return find_error(log)  # the builder's error arrives a little later than the controller's word
+    if controller_log.count(REPLICA_FAILED) >= REPLICA_TRIES:
+        return find_error(controller_log)
+    return None
+
+
+def find_error(log: str) -> str | None:
+    """The last line of a log that names an error, from that name on."""
+    for line in reversed(log.splitlines()):
+        if found := ERROR_LINE.search(ANSI.sub("", line).strip()):
             return found[1]
-    return next((line for line in reversed(lines) if line), "it wrote nothing")
+    return None
+
+
+def last_words(log: str) -> str:
+    """The last error of a log, or else its last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return find_error(log) or (ANSI.sub("", lines[-1]) if lines else "it wrote nothing")

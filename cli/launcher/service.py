@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -72,8 +73,9 @@ class Service:
 
     def __init__(self, command: list[str], variables: dict[str, str], log: Path) -> None:
         self.log = log
+        self._scratch = Path(variables["RAY_TMPDIR"])
         adopt_orphans()  # should the supervisor be killed, its processes come to us
-        supervise = [sys.executable, "-m", "cli.launcher.supervisor", *command]
+        supervise = [sys.executable, "-m", "cli.launcher.supervisor", str(log.parent / "ray_logs"), *command]
         read_end, self._pipe = os.pipe()
         with log.open("wb") as output:
             self._supervisor = subprocess.Popen(
@@ -85,6 +87,11 @@ class Service:
     def has_ended(self) -> bool:
         """Whether the command has ended by itself and nothing is left of it."""
         return self._supervisor.poll() is not None
+
+    def controller_log(self) -> str:
+        """What Serve's controller has written so far; it goes to a file of Ray's and not to `log`."""
+        files = sorted(self._scratch.glob("ray/session_latest/logs/serve/controller_*.log"))
+        return "".join(path.read_text(errors="replace") for path in files)
 
     def wait(self) -> None:
         """Returns when the service has ended."""
@@ -100,3 +107,4 @@ class Service:
         except subprocess.TimeoutExpired:
             self._supervisor.kill()
         kill_descendants(1.0)
+        shutil.rmtree(self._scratch, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""Owns every process of the service: `python -m cli.launcher.supervisor COMMAND...` with a pipe on stdin.
+"""Owns every process of the service: `python -m cli.launcher.supervisor LOGS COMMAND...`, a pipe on stdin.
 
 It has a session of its own, so that what befalls the launcher does not befall it. When the pipe closes, as it
-does when the launcher is killed, or on a signal, it ends COMMAND kindly, then kills all that is left.
+does when the launcher is killed, or on a signal, it ends COMMAND kindly, then kills all that is left. Ray's logs
+are kept in the folder LOGS.
 """
 
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 from cli.launcher.processes import adopt_orphans, kill_descendants, reap
@@ -55,11 +57,21 @@ class Supervisor:
             self._take_note()
 
 
+def keep_logs(scratch: Path, logs: Path) -> None:
+    """Moves the logs of Ray's last session from its scratch folder to `logs`; the folder goes."""
+    shutil.rmtree(logs, ignore_errors=True)
+    session = scratch / "ray" / "session_latest" / "logs"
+    if session.is_dir():
+        shutil.copytree(session, logs, symlinks=True, ignore_dangling_symlinks=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
 def main() -> int:
-    """Exit codes: 0 ended on request, Ray's files removed; else COMMAND's own, 1 for 0 or a signal."""
-    code = Supervisor(sys.argv[1:]).run()
-    if code == 0 and "RAY_TMPDIR" in os.environ:
-        shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
+    """Exit codes: 0 ended on request; else COMMAND's own, 1 where that was 0 or a signal."""
+    logs, *command = sys.argv[1:]
+    code = Supervisor(command).run()
+    if scratch := os.environ.get("RAY_TMPDIR"):
+        keep_logs(Path(scratch), Path(logs))
     return code
 
 

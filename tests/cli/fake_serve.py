@@ -1,6 +1,7 @@
 """Stands in for `serve run CONFIG`: answers as the service does, and leaves a stubborn orphan as engines may.
 
-The config's `fake` entry picks the behaviour: ready, failed, exit, deaf (ignores the polite request to end).
+The config's `fake` entry picks the behaviour: ready, failed, exit, deaf (ignores the polite request to end),
+unbuildable and crashing (Serve's controller gives the application up, which only its own log shows).
 """
 
 import json
@@ -12,6 +13,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import yaml
+
+CONTROLLER_LOGS = {
+    "unbuildable": "WARNING controller build_chat_7 -- Exception importing application 'chat'.\n",
+    "crashing": "ERROR -- Exception in Replica(id='a'), the replica will be stopped.\nValueError: no port\n"
+    * 3,
+}
 
 
 def leave_orphan() -> None:
@@ -71,6 +78,14 @@ def main() -> None:
         raise RuntimeError("the cluster could not be formed")
     if Handler.behaviour == "deaf":
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if Handler.behaviour in CONTROLLER_LOGS:
+        logs = Path(os.environ["RAY_TMPDIR"], "ray", "session_latest", "logs", "serve")
+        logs.mkdir(parents=True)
+        (logs / "controller_7.log").write_text(CONTROLLER_LOGS[Handler.behaviour])
+        sys.stderr.write(
+            "Traceback:\nValueError: no models in args\nSystem error:\nIntentionalSystemExit: bye\n"
+        )
+        time.sleep(600)
     ThreadingHTTPServer(("127.0.0.1", config["http_options"]["port"]), Handler).serve_forever()
 
 

@@ -48,6 +48,7 @@ class Checkout:
         for name in ("PROXY_API_KEY", "DEFAULT_MODEL"):
             self.variables.pop(name, None)
         self.arguments = ["--serve", FAKE, "--check", "true", "--memory", "0.01"]
+        self.started: subprocess.Popen[str] | None = None
         self.behave("ready")
 
     def behave(self, behaviour: str) -> None:
@@ -59,7 +60,7 @@ class Checkout:
         """A launcher, or `command`, with its output in out.txt; it is a process group of its own."""
         launcher = [sys.executable, "-m", "cli.launcher", *self.arguments]
         with (self.folder / "out.txt").open("w") as out:
-            return subprocess.Popen(
+            self.started = subprocess.Popen(
                 command or launcher,
                 cwd=self.folder,
                 env=self.variables,
@@ -68,6 +69,7 @@ class Checkout:
                 text=True,
                 process_group=0,
             )
+        return self.started
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A launcher that is expected to end by itself."""
@@ -91,6 +93,10 @@ class Checkout:
         wait_for(lambda: "curl" in self.output)
         assert psutil.pid_exists(int((self.folder / "orphan.pid").read_text()))
 
+    def scratch(self) -> Path:
+        """Where the service was told to keep Ray's files."""
+        return Path(json.loads((self.folder / "environment.json").read_text())["RAY_TMPDIR"])
+
     def processes(self) -> list[psutil.Process]:
         """All live processes that carry this checkout's mark."""
         found = []
@@ -107,6 +113,9 @@ class Checkout:
 def checkout(tmp_path: Path) -> Iterator[Checkout]:
     made = Checkout(tmp_path)
     yield made
+    if made.started and made.started.poll() is None:
+        made.started.terminate()
+        made.started.wait(DEADLINE_S)
     for process in made.processes():
         process.kill()
 
@@ -118,7 +127,7 @@ def test_a_signal_ends_everything_with_exit_code_0(checkout: Checkout, number: s
     launcher.send_signal(number)
     assert launcher.wait(DEADLINE_S) == 0
     assert checkout.processes() == []
-    assert not Path(json.loads((checkout.folder / "environment.json").read_text())["RAY_TMPDIR"]).exists()
+    assert not checkout.scratch().exists()
 
 
 def test_a_service_that_does_not_listen_is_killed(checkout: Checkout) -> None:
@@ -146,6 +155,7 @@ def test_kill_9_of_the_supervisor_ends_the_launcher_and_leaves_nothing(checkout:
     assert launcher.wait(DEADLINE_S) == 1
     assert "make run: the service ended" in checkout.output
     assert checkout.processes() == []
+    assert not checkout.scratch().exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -278,3 +288,18 @@ def test_a_service_that_ends_by_itself_is_reported_by_its_last_error(checkout: C
         "make run: the service ended: RuntimeError: the cluster could not be formed (see .run/serve.log)\n",
     )
     assert checkout.processes() == []
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [("unbuildable", "ValueError: no models in args"), ("crashing", "ValueError: no port")],
+)
+def test_an_application_that_serve_gives_up_is_reported(
+    checkout: Checkout, behaviour: str, reason: str
+) -> None:
+    checkout.behave(behaviour)
+    ended = checkout.run()
+    line = f"make run: the gateway could not be started: {reason} (see .run/serve.log)\n"
+    assert (ended.returncode, ended.stderr) == (1, line)
+    assert checkout.processes() == []
+    assert (checkout.folder / ".run" / "ray_logs" / "serve" / "controller_7.log").exists()
