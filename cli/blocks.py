@@ -94,28 +94,30 @@ class BlockSplitter:
             self._fence = first
             self._drop_lines(_start(first) + 1)
             return CodeStart(first.info.strip().partition(" ")[0])
+        next_block = _start(blocks[1]) if len(blocks) > 1 else None
         if first.type in {"bullet_list_open", "ordered_list_open"}:
-            items = [token for token in tokens if token.type == "list_item_open" and token.level == 1]
-            return self._list_piece(first, items, followed=len(blocks) > 1 or ended)
-        if len(blocks) == 1 and not ended:
+            return self._next_item(tokens, next_block, ended)
+        if next_block is None and not ended:
             return None
         self._leave_list()
-        return Block(self._drop_lines(_start(blocks[1]) if len(blocks) > 1 else None))
+        return self._block(self._drop_lines(next_block))
 
-    def _list_piece(self, opening: Token, items: list[Token], followed: bool) -> Piece | None:
+    def _next_item(self, tokens: list[Token], next_block: int | None, ended: bool) -> Piece | None:
+        """Return the first item of the list that the pending lines start with, if it is final."""
+        opening = tokens[0]
         if not self._list_open and opening.type == "ordered_list_open":
             self._number = int(opening.attrs.get("start", 1))
-        if len(items) == 1 and not followed:
+        items = [token for token in tokens if token.type == "list_item_open" and token.level == 1]
+        if len(items) > 1 and (next_block is None or _start(items[1]) < next_block):
+            item = self._block(self._drop_lines(_start(items[1])))
+            self._list_open = True
+            self._number = None if self._number is None else self._number + 1
+            return item
+        if next_block is None and not ended:
             return None
-        last = len(items) == 1
-        end = (opening.map or [0, 0])[1] if last else _start(items[1])
-        piece = self._block(self._drop_lines(end))
-        self._list_open = True
-        if self._number is not None:
-            self._number += 1
-        if last:
-            self._leave_list()
-        return piece
+        item = self._block(self._drop_lines(next_block))
+        self._leave_list()
+        return item
 
     def _code_piece(self) -> Piece | None:
         fence = self._fence

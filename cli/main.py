@@ -1,5 +1,8 @@
 """The console program `vllm-chat`: its commands, and what they have in common."""
 
+import sys
+from io import TextIOWrapper
+
 import typer
 
 from cli.commands import chat, health, models
@@ -22,6 +25,15 @@ Environment:
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def prepare() -> None:
+    """Let no character end the program that the terminal's encoding lacks."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 app.command(epilog=chat.EPILOG)(chat.chat)
 app.command(epilog=models.EPILOG)(models.models)
 app.command(epilog=health.EPILOG)(health.health)

@@ -13,7 +13,7 @@ from rich.text import Text
 from cli.blocks import PARSER, Block
 
 WIDTH = 100  # prose wider than this is hard to read
-CONTEXT_LINES = 60  # code before a line that its colours may depend on, as inside a docstring
+CONTEXT_LINES = 30  # code before a line that its colours may depend on, as inside a docstring
 CODE_THEME = "ansi_dark"
 
 
@@ -89,9 +89,7 @@ class CodeHighlighter:
         block = [*self._context, code]
         if final:
             self._context.append(code)
-        line = self._syntax.highlight("\n".join(block)).split("\n", allow_blank=True)[len(block) - 1]
-        line.no_wrap, line.overflow = final, "ignore" if final else "fold"  # whole lines can be copied whole
-        return line
+        return self._syntax.highlight("\n".join(block)).split("\n", allow_blank=True)[len(block) - 1]
 
 
 def code_start(language: str) -> Text:

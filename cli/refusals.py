@@ -57,14 +57,12 @@ def _key_refused(settings: Settings) -> KeyRefusedError:
 
 
 def _busy(response: httpx.Response, message: str) -> BusyError:
+    seconds = _retry_after(response)
     if response.status_code == 429:
-        what, advice = message or "Too many requests with this key.", "Wait a moment, then try again."
-    else:
-        what, advice = (
-            message or "The service cannot take requests now.",
-            "`vllm-chat health --wait 300` waits.",
-        )
-    return BusyError(what, advice, _retry_after(response), loading=response.status_code == 503)
+        what = message or "Too many requests with this key."
+        return BusyError(what, f"Try again in {seconds:.0f} s.", seconds, loading=False)
+    what = message or "The service cannot take requests now."
+    return BusyError(what, "`vllm-chat health --wait 300` returns when it can.", seconds, loading=True)
 
 
 def _problem(body: bytes) -> _Problem:

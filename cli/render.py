@@ -129,7 +129,9 @@ class LiveView:
 
     def show(self, event: Event) -> None:
         """Print what the event makes final; the rest waits for the next refresh."""
-        waited = self._spinner is not None
+        if not isinstance(event, Content | Reasoning | ToolCall):
+            return
+        waited, self._spinner = self._spinner is not None, None
         match event:
             case Content(text):
                 self._end_thoughts()
@@ -139,10 +141,8 @@ class LiveView:
                 self._print_thoughts(lines)
             case ToolCall(name=name) if name:
                 self._end_thoughts()
+                self._print_pieces(self._blocks.close())
                 self._print_block(_tool_call(name))
-            case _:
-                return
-        self._spinner = None
         if waited:
             self.refresh()  # the first token is not kept waiting
 
@@ -181,7 +181,7 @@ class LiveView:
                     self._code = CodeHighlighter(language)
                     self._print_block(code_start(language))
                 case CodeLine(text) if self._code:
-                    self._console.print(self._code.line(text, final=True), crop=False)
+                    self._console.print(self._code.line(text, final=True), soft_wrap=True)  # copies whole
                 case CodeEnd():
                     self._console.print(code_end())
                 case Block():
@@ -202,7 +202,8 @@ class _Bottom:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = min(WIDTH, options.max_width)
-        lines = console.render_lines(self._part(), options.update(width=width), pad=False)
+        options = options.update(width=width, no_wrap=False, overflow="fold")  # whatever is printed above it
+        lines = console.render_lines(self._part(), options, pad=False)
         for line in lines[-(console.size.height - 1) :]:
             yield from line
             yield Segment.line()
