@@ -28,8 +28,8 @@ from loadtests.systems import ENGINE_ARGS, ENGINE_ENV, SYSTEMS, System
 LEVELS = [1, 8, 32]
 HEADER = """# Performance
 
-Written by `make compare ARGS='--markdown docs/performance.md'`, which starts each system on the same model, warms it,
-measures it and stops it.
+Written by `make compare ARGS='--markdown docs/performance.md'`, which starts each system on the same model,
+warms it, measures it and stops it.
 """
 MAX_TOKENS = 64
 WIDTH = 160  # of the tables where there is no terminal to fit
