@@ -19,13 +19,18 @@ from rich.console import Console
 from rich.table import Table
 from typer import Option
 
-from loadtests.cpu import CpuMeter, adopt_orphans
+from loadtests.cpu import CpuMeter, OthersMeter, adopt_orphans
 from loadtests.report import Sample, Samples, Section, sections
 from loadtests.running import SystemFailedError, running
 from loadtests.stream import Plan, run_load
 from loadtests.systems import ENGINE_ARGS, ENGINE_ENV, SYSTEMS, System
 
 LEVELS = [1, 8, 32]
+HEADER = """# Performance
+
+Written by `make compare ARGS='--markdown docs/performance.md'`, which starts each system on the same model,
+warms it, measures it and stops it.
+"""
 MAX_TOKENS = 64
 WIDTH = 160  # of the tables where there is no terminal to fit
 
@@ -51,7 +56,6 @@ def main(
     if unknown := set(names) - SYSTEMS.keys():
         raise typer.BadParameter(f"No such system: {', '.join(sorted(unknown))}. Known: {', '.join(SYSTEMS)}.")
     adopt_orphans()
-    conditions = describe_conditions(rounds)
     try:
         model = (model_dir or demo_model()).resolve()
         comparison = Comparison(model, names, rounds, concurrency or LEVELS, port, start_s)
@@ -59,13 +63,13 @@ def main(
     except SystemFailedError as error:
         notes.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from None
-    tables = sections(samples)
+    tables, conditions = sections(samples), describe_conditions(rounds, samples.noise())
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     for section in tables:
         console.print(rich_table(section))
     console.print(conditions, highlight=False)
     if markdown:
-        markdown.write_text("\n".join([*(section.markdown() for section in tables), conditions, ""]))
+        markdown.write_text("\n".join([HEADER, conditions, "", *(section.markdown() for section in tables)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +110,12 @@ class Comparison:
 
 def measure(system: System, name: str, number: int, level: int) -> Sample:
     """One load on a running, warm system. Raises SystemFailedError if any request failed."""
-    meter = CpuMeter()
+    meter, others = CpuMeter(), OthersMeter()
     load = asyncio.run(run_load(system.target, Plan(level, max(24, 8 * level), MAX_TOKENS)))
-    used = meter.seconds()
+    used, other_cores = meter.seconds(), others.cores()
     if load.errors:
         raise SystemFailedError(f"{len(load.errors)} requests failed: {load.errors[0]}")
-    return Sample.of(name, number, load, used)
+    return Sample.of(name, number, load, used, other_cores)
 
 
 def demo_model() -> Path:
@@ -120,13 +124,13 @@ def demo_model() -> Path:
     return Path(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
 
 
-def describe_conditions(rounds: int) -> str:
-    """What the figures depend on, as one paragraph; read before anything starts."""
+def describe_conditions(rounds: int, noise: float) -> str:
+    """What the figures depend on, as one paragraph."""
     engine = packages_distributions()["vllm"][0]
     arguments = " ".join(f"{name}={value}" for name, value in {**ENGINE_ARGS, **ENGINE_ENV}.items())
     return (
         f"Rounds: {rounds}. {MAX_TOKENS} tokens a request, streamed, greedy, ignore_eos. "
-        f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before the start, "
+        f"{os.cpu_count()} cores, of which other processes used up to {noise:.1f} during a measurement, "
         f"Python {platform.python_version()}, {engine} {version(engine)}, ray {version('ray')}. "
         f"Engine: {arguments}. "
         "CPU is that of every process outside the engine, Ray's own daemons included, without the load "

@@ -6,6 +6,7 @@ counted are the engine's processes (EngineCore and its workers, with their child
 
 import ctypes
 import os
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -60,3 +61,27 @@ class CpuMeter:
                 continue
             used[process] = times.user + times.system
         return used
+
+
+class OthersMeter:
+    """Reads how much of the machine its other processes used since this was made: a measurement's noise."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._before = self._read()
+
+    def cores(self) -> float:
+        """Cores that processes outside this one's tree used on average; 0 on a quiet machine."""
+        return max(0.0, (self._read() - self._before) / (time.monotonic() - self._started))
+
+    def _read(self) -> float:
+        machine = psutil.cpu_times()
+        busy = sum(machine) - machine.idle - machine.iowait - machine.guest - machine.guest_nice
+        me = psutil.Process()
+        for process in (me, *me.children(recursive=True)):
+            try:
+                times = process.cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            busy -= times.user + times.system
+        return busy

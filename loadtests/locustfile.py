@@ -24,12 +24,15 @@ PATH = "/chat/completions"
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def choose_target(environment: Environment, **_: Any) -> None:
-    """Finds the service once, before any user starts; without one the run ends at once with the reason."""
+    """Finds the service once, before any user starts; without one the run ends at once with the reason.
+
+    `--host`, if given, is its base URL and ends in `/v1`, as OPENAI_BASE_URL does.
+    """
     try:
-        ChatUser.target = find_target()
+        ChatUser.target = find_target(base_url=environment.host)
     except TargetError as error:
         raise SystemExit(str(error)) from None
-    ChatUser.host = environment.host or ChatUser.target.base_url
+    ChatUser.host = ChatUser.target.base_url
 
 
 class ChatUser(FastHttpUser):

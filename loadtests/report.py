@@ -21,10 +21,11 @@ class Sample:
     inter_token_p50: float
     inter_token_p95: float
     cpu_per_1000_tokens: float
+    other_cores: float
 
     @classmethod
-    def of(cls, system: str, number: int, load: Load, cpu_seconds: float) -> "Sample":
-        """The sample of a load during which the system spent `cpu_seconds` outside the engine."""
+    def of(cls, system: str, number: int, load: Load, cpu_seconds: float, other_cores: float) -> "Sample":
+        """The sample of a load that took `cpu_seconds` outside the engine, beside `other_cores` of noise."""
         return cls(
             system,
             number,
@@ -35,6 +36,7 @@ class Sample:
             load.inter_token.p50 * 1000,
             load.inter_token.p95 * 1000,
             cpu_seconds / max(1, load.tokens) * 1000,
+            other_cores,
         )
 
 
@@ -63,6 +65,10 @@ class Samples:
 
     def concurrencies(self) -> list[int]:
         return sorted({concurrency for _, _, concurrency in self._by_place})
+
+    def noise(self) -> float:
+        """The most cores that other processes of the machine used during any sample."""
+        return max((sample.other_cores for sample in self._by_place.values()), default=0.0)
 
     def values(self, system: str, concurrency: int, metric: str) -> dict[int, float]:
         """The metric by round."""

@@ -17,6 +17,7 @@ from loadtests.systems import System
 
 STOP_S = 15.0
 POLL_S = 0.5
+KILL_ROUNDS = 10  # a killed process's children show up, adopted, in the round after
 
 
 class SystemFailedError(Exception):
@@ -31,6 +32,7 @@ def running(system: System, log: Path, start_s: float) -> Iterator[None]:
     """
     for port in system.ports:
         require_free(port)
+    before = descendants()
     with log.open("wb") as output:
         process = subprocess.Popen(
             system.command,
@@ -44,7 +46,12 @@ def running(system: System, log: Path, start_s: float) -> Iterator[None]:
         wait_until_it_answers(system, process, log, time.monotonic() + start_s)
         yield
     finally:
-        stop(process)
+        stop(process, before)
+
+
+def descendants() -> set[psutil.Process]:
+    """Every process below this one."""
+    return set(psutil.Process().children(recursive=True))
 
 
 def require_free(port: int) -> None:
@@ -54,10 +61,14 @@ def require_free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise SystemFailedError(f"Port {port} is in use. Free it, or choose others with --port.") from None
+            raise SystemFailedError(
+                f"Port {port} is in use. Free it, or choose others with --port."
+            ) from None
 
 
-def wait_until_it_answers(system: System, process: subprocess.Popen[bytes], log: Path, deadline: float) -> None:
+def wait_until_it_answers(
+    system: System, process: subprocess.Popen[bytes], log: Path, deadline: float
+) -> None:
     """Returns once a streamed completion has come through."""
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -74,18 +85,19 @@ def last_lines(log: Path, count: int = 15) -> str:
     return "\n".join([f"The end of {log}:", *lines])
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ctrl+C, then SIGKILL to whatever is left of the tree. Raises SystemFailedError if even that fails."""
+def stop(process: subprocess.Popen[bytes], before: set[psutil.Process]) -> None:
+    """Ctrl+C, then SIGKILL to what is left of all that came after `before`. Raises SystemFailedError."""
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_S)
-    me = psutil.Process()
-    for _ in range(10):
-        left = me.children(recursive=True)
+    for _ in range(KILL_ROUNDS):
+        left = descendants() - before
         if not left:
             return
         for each in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
         psutil.wait_procs(left, timeout=POLL_S)
-    raise SystemFailedError(f"Processes that do not end: {[each.pid for each in me.children(recursive=True)]}")
+    raise SystemFailedError(
+        f"Processes that do not end: {sorted(each.pid for each in descendants() - before)}"
+    )

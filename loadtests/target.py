@@ -28,9 +28,10 @@ class Target:
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
 
-def find_target(model: str | None = None) -> Target:
-    """The running service named by the environment, with the model to use. Raises TargetError."""
-    target = Target(os.environ.get("OPENAI_BASE_URL", DEFAULT_BASE_URL).rstrip("/"), key=find_key())
+def find_target(model: str | None = None, base_url: str | None = None) -> Target:
+    """The running service, at OPENAI_BASE_URL unless told, with the model to use. Raises TargetError."""
+    address = base_url or os.environ.get("OPENAI_BASE_URL", DEFAULT_BASE_URL)
+    target = Target(address.rstrip("/"), key=find_key())
     served = list_models(target)
     if model and model not in served:
         raise TargetError(f"The service has no model {model!r}. It serves: {', '.join(served)}.")

@@ -40,7 +40,7 @@ def test_the_id_is_the_file_name(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_vllm_knows_every_argument(path: Path) -> None:
     model = load(path)
-    parser = make_arg_parser(FlexibleArgumentParser(exit_on_error=False))
+    parser = make_arg_parser(FlexibleArgumentParser(exit_on_error=False))  # type: ignore[no-untyped-call]
     parsed = parser.parse_args(flags(model))
     validate_parsed_serve_args(parsed)
     assert {name: getattr(parsed, name) for name in model.vllm_args} == model.vllm_args

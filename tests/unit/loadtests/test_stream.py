@@ -2,6 +2,7 @@
 
 import pytest
 
+from loadtests.sse import Answer
 from loadtests.stream import Plan, run_load
 from loadtests.target import Target
 from tests.unit.loadtests.sse_server import KEY, Script, frame, serving, text
@@ -9,7 +10,7 @@ from tests.unit.loadtests.sse_server import KEY, Script, frame, serving, text
 
 async def test_every_request_is_answered_and_counted() -> None:
     script = Script()
-    seen = []
+    seen: list[Answer] = []
     with serving(script) as url:
         load = await run_load(Target(url, "loopback", KEY), Plan(3, 10, max_tokens=2), seen.append)
     assert (len(load.good), load.errors, load.tokens) == (10, (), 20)
