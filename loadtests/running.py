@@ -61,14 +61,10 @@ def require_free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise SystemFailedError(
-                f"Port {port} is in use. Free it, or choose others with --port."
-            ) from None
+            raise SystemFailedError(f"Port {port} is in use. Free it, or choose others with --port.") from None
 
 
-def wait_until_it_answers(
-    system: System, process: subprocess.Popen[bytes], log: Path, deadline: float
-) -> None:
+def wait_until_it_answers(system: System, process: subprocess.Popen[bytes], log: Path, deadline: float) -> None:
     """Returns once a streamed completion has come through."""
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -98,6 +94,4 @@ def stop(process: subprocess.Popen[bytes], before: set[psutil.Process]) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
         psutil.wait_procs(left, timeout=POLL_S)
-    raise SystemFailedError(
-        f"Processes that do not end: {sorted(each.pid for each in descendants() - before)}"
-    )
+    raise SystemFailedError(f"Processes that do not end: {sorted(each.pid for each in descendants() - before)}")

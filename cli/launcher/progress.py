@@ -15,9 +15,7 @@ BUILD_FAILED = "Exception importing application"
 REPLICA_FAILED = "Exception in Replica("
 REPLICA_TRIES = 3
 """So often does Serve start a replica before it gives a deployment up."""
-WEIGHTS_LOADED = re.compile(
-    r"Loading weights took|Model loading took|torch\.compile|init engine|KV cache size"
-)
+WEIGHTS_LOADED = re.compile(r"Loading weights took|Model loading took|torch\.compile|init engine|KV cache size")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 ERROR_LINE = re.compile(r"(?:^|[\s.])((?:[A-Z]\w*(?:Error|Exception)): .+)")
 

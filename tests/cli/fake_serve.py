@@ -16,8 +16,7 @@ import yaml
 
 CONTROLLER_LOGS = {
     "unbuildable": "WARNING controller build_chat_7 -- Exception importing application 'chat'.\n",
-    "crashing": "ERROR -- Exception in Replica(id='a'), the replica will be stopped.\nValueError: no port\n"
-    * 3,
+    "crashing": "ERROR -- Exception in Replica(id='a'), the replica will be stopped.\nValueError: no port\n" * 3,
 }
 
 
@@ -82,9 +81,7 @@ def main() -> None:
         logs = Path(os.environ["RAY_TMPDIR"], "ray", "session_latest", "logs", "serve")
         logs.mkdir(parents=True)
         (logs / "controller_7.log").write_text(CONTROLLER_LOGS[Handler.behaviour])
-        sys.stderr.write(
-            "Traceback:\nValueError: no models in args\nSystem error:\nIntentionalSystemExit: bye\n"
-        )
+        sys.stderr.write("Traceback:\nValueError: no models in args\nSystem error:\nIntentionalSystemExit: bye\n")
         time.sleep(600)
     ThreadingHTTPServer(("127.0.0.1", config["http_options"]["port"]), Handler).serve_forever()
 

@@ -106,19 +106,11 @@ def test_the_last_event_may_lack_its_blank_line() -> None:
     ],
 )
 def test_an_error_frame_ends_the_answer(payload: object, message: str) -> None:
-    stream = (
-        delta(content="half")
-        + b"event: error\n"
-        + frame(payload)
-        + delta(content="never")
-        + b"data: [DONE]\n\n"
-    )
+    stream = delta(content="half") + b"event: error\n" + frame(payload) + delta(content="never") + b"data: [DONE]\n\n"
     assert read(stream) == [Content("half"), Failure(message)]
 
 
-@pytest.mark.parametrize(
-    "data", [b"{", b"[]", b"12", b"<html>", b'{"choices": 3}', b'{"choices":[{"delta":7}]}']
-)
+@pytest.mark.parametrize("data", [b"{", b"[]", b"12", b"<html>", b'{"choices": 3}', b'{"choices":[{"delta":7}]}'])
 def test_a_frame_that_is_no_chunk_ends_the_answer(data: bytes) -> None:
     assert read(delta(content="a") + b"data: " + data + b"\n\n") == [Content("a"), UNREADABLE]
 

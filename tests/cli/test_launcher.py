@@ -294,9 +294,7 @@ def test_a_service_that_ends_by_itself_is_reported_by_its_last_error(checkout: C
     ("behaviour", "reason"),
     [("unbuildable", "ValueError: no models in args"), ("crashing", "ValueError: no port")],
 )
-def test_an_application_that_serve_gives_up_is_reported(
-    checkout: Checkout, behaviour: str, reason: str
-) -> None:
+def test_an_application_that_serve_gives_up_is_reported(checkout: Checkout, behaviour: str, reason: str) -> None:
     checkout.behave(behaviour)
     ended = checkout.run()
     line = f"make run: the gateway could not be started: {reason} (see .run/serve.log)\n"

@@ -27,9 +27,7 @@ def test_defaults(tmp_path: Path) -> None:
         ({"OPENAI_BASE_URL": "https://elsewhere.example/v1", "PROXY_API_KEY": "b"}, "b", "PROXY_API_KEY"),
     ],
 )
-def test_where_the_key_comes_from(
-    tmp_path: Path, environ: dict[str, str], key: str | None, source: str
-) -> None:
+def test_where_the_key_comes_from(tmp_path: Path, environ: dict[str, str], key: str | None, source: str) -> None:
     (tmp_path / ".env").write_text('# written by make run\nPROXY_API_KEY="c"\n')
     settings = load_settings(environ, tmp_path)
     assert (settings.api_key, settings.key_source) == (key, source)
@@ -52,9 +50,7 @@ def test_root_url(tmp_path: Path, url: str, root: str) -> None:
     assert load_settings({"OPENAI_BASE_URL": url}, tmp_path).root_url == root
 
 
-@pytest.mark.parametrize(
-    "url", ["127.0.0.1:8787", "ftp://host/v1", "http://", "http://host:port/v1", "http://[::1"]
-)
+@pytest.mark.parametrize("url", ["127.0.0.1:8787", "ftp://host/v1", "http://", "http://host:port/v1", "http://[::1"])
 def test_an_address_that_cannot_be_used(tmp_path: Path, url: str) -> None:
     with pytest.raises(SettingsError, match=r"^OPENAI_BASE_URL is not an http address.$"):
         load_settings({"OPENAI_BASE_URL": url}, tmp_path)

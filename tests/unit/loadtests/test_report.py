@@ -76,9 +76,7 @@ def test_the_noise_is_the_worst_of_all_samples() -> None:
     assert Samples([sample("bare", 1, other_cores=0.2), sample("bare", 2, other_cores=0.1)]).noise() == 0.2
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"), [([], "-"), ([1.26], "1.3"), ([3, 1, 2], "2.0 (1.0 to 3.0)")]
-)
+@pytest.mark.parametrize(("values", "expected"), [([], "-"), ([1.26], "1.3"), ([3, 1, 2], "2.0 (1.0 to 3.0)")])
 def test_spread(values: list[float], expected: str) -> None:
     assert spread(values, 1) == expected
 

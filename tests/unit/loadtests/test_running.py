@@ -15,9 +15,7 @@ from loadtests.target import Target
 from tests.unit.loadtests.sse_server import KEY
 
 ORPHAN = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.pause()"
-PARENT = (
-    f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {ORPHAN!r}]).pid, flush=True)"
-)
+PARENT = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {ORPHAN!r}]).pid, flush=True)"
 SERVER = f"""
 import subprocess, sys
 from pathlib import Path
@@ -50,9 +48,7 @@ def port() -> int:
 
 
 def system(port: int, *command: str) -> System:
-    return System(
-        [sys.executable, *command], {}, Target(f"http://127.0.0.1:{port}/v1", "loopback", KEY), (port,)
-    )
+    return System([sys.executable, *command], {}, Target(f"http://127.0.0.1:{port}/v1", "loopback", KEY), (port,))
 
 
 def test_a_system_answers_and_then_nothing_of_it_is_left(port: int, tmp_path: Path) -> None:

@@ -52,9 +52,7 @@ def test_our_model_file_is_one_the_service_takes(made: dict[str, System]) -> Non
 
 
 def test_only_the_fast_ones_have_the_fast_path(made: dict[str, System]) -> None:
-    fast = {
-        name for name, system in made.items() if system.environment.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
-    }
+    fast = {name for name, system in made.items() if system.environment.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"}
     assert fast == {"ours", "rayllm-fast"}
 
 
