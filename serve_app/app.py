@@ -52,6 +52,8 @@ def _replicas(model: ModelConfig) -> serve.Application:
         graceful_shutdown_timeout_s=model.drain_timeout_s,
         health_check_period_s=5,
         health_check_timeout_s=30,
+        # The gateway's line of a request says it all; a second one for the call behind it only costs.
+        logging_config={"enable_access_log": False},
         **options,
     )
     app: serve.Application = deployment(Replica).bind(model)
