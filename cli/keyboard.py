@@ -22,17 +22,17 @@ def read_line(colour: bool) -> str:
 @contextmanager
 def quiet_keyboard() -> Iterator[None]:
     """Keep keys typed meanwhile, `^C` too, off the screen; what was typed waits for the next prompt."""
-    if not sys.stdin.isatty():
+    if not sys.stdout.isatty():
         yield
         return
-    before = termios.tcgetattr(sys.stdin)
-    quiet = termios.tcgetattr(sys.stdin)
+    before = termios.tcgetattr(sys.stdout)
+    quiet = termios.tcgetattr(sys.stdout)
     quiet[3] &= ~termios.ECHO
-    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+    termios.tcsetattr(sys.stdout, termios.TCSADRAIN, quiet)
     try:
         yield
     finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        termios.tcsetattr(sys.stdout, termios.TCSADRAIN, before)
 
 
 def _enable_editing() -> None:

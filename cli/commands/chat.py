@@ -10,6 +10,7 @@ from rich.text import Text
 from cli.console import terminal
 from cli.conversation import Answer, Conversation
 from cli.errors import BusyError, ExitCode, ServiceError
+from cli.keyboard import quiet_keyboard
 from cli.report import countdown, exit_codes
 from cli.settings import Settings, load_settings
 
@@ -61,7 +62,8 @@ def chat(
         if prompt is None:
             _converse(settings, conversation, stats)
         else:
-            answer = asyncio.run(_answer_once(settings, conversation, prompt))
+            with quiet_keyboard():
+                answer = asyncio.run(_answer_once(settings, conversation, prompt))
             _close(answer, stats)
 
 
