@@ -231,7 +231,7 @@ def test_a_dumb_terminal_gets_plain_text(service: Service) -> None:
         assert terminal.raw == "I am **fine**.\r\n"
 
 
-def test_the_terminal_is_as_before_after_a_crash_of_the_service(service: Service) -> None:
+def test_the_cursor_is_back_after_a_lost_connection(service: Service) -> None:
     gate = Gate()
     service.answers.append(Stream([delta(content="half"), gate]))
     with program("chat") as terminal:
@@ -251,5 +251,7 @@ def test_terminated_while_it_answers(service: Service) -> None:
         terminal.type("go\r")
         terminal.wait_for("half")
         terminal.process.send_signal(signal.SIGTERM)
-        assert terminal.wait_for_end() != 0
+        assert terminal.wait_for_end() == 128 + signal.SIGTERM
+        assert terminal.echoes()
+        assert terminal.raw.count("\x1b[?25l") == terminal.raw.count("\x1b[?25h")  # cursor hidden, shown
         assert endless.left.wait(20), "the service still generates"
