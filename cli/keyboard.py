@@ -1,9 +1,11 @@
 """The line the user types: prompt, editing, and silence of the keyboard while an answer is on the screen."""
 
+import signal
 import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 PROMPT = "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK} "
 
@@ -21,18 +23,27 @@ def read_line(colour: bool) -> str:
 
 @contextmanager
 def quiet_keyboard() -> Iterator[None]:
-    """Keep keys typed meanwhile, `^C` too, off the screen; what was typed waits for the next prompt."""
-    if not sys.stdin.isatty():
+    """Keep keys typed meanwhile, `^C` too, off the screen; what was typed waits for the next prompt.
+
+    SIGTERM leaves through here too, so that the terminal is never left silent or without its cursor.
+    """
+    if not sys.stdout.isatty():
         yield
         return
-    before = termios.tcgetattr(sys.stdin)
-    quiet = termios.tcgetattr(sys.stdin)
+    before = termios.tcgetattr(sys.stdout)
+    quiet = termios.tcgetattr(sys.stdout)
     quiet[3] &= ~termios.ECHO
-    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+    on_term = signal.signal(signal.SIGTERM, _leave)
+    termios.tcsetattr(sys.stdout, termios.TCSADRAIN, quiet)
     try:
         yield
     finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        termios.tcsetattr(sys.stdout, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGTERM, on_term)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _enable_editing() -> None:

@@ -14,6 +14,7 @@ from cli.errors import BusyError, ClientError, ModelUnknownError, ServiceError
 from cli.keyboard import quiet_keyboard, read_line
 from cli.render import view_on
 from cli.report import countdown, report
+from cli.sanitize import sanitize
 from cli.turn import take_turn
 
 COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)  # a path like /usr/bin is a message, not a command
@@ -109,7 +110,7 @@ class Repl:
         self.console.print()
 
     def _note(self, text: str) -> None:
-        self.console.print(Text(text, style="dim"), soft_wrap=True)
+        self.console.print(Text(sanitize(text), style="dim"), soft_wrap=True)
         self.console.print()
 
     def _answer(self, prompt: str) -> None:

@@ -10,13 +10,14 @@ from rich.live import Live
 from rich.text import Text
 
 from cli.errors import BusyError, ClientError, ExitCode
+from cli.sanitize import one_line
 
 
 def report(console: Console, error: ClientError) -> None:
     """Print what happened, and under it what to do."""
-    console.print(Text.assemble(("✗ ", "bold red"), (error.what, "bold")), soft_wrap=True)
+    console.print(Text.assemble(("✗ ", "bold red"), (one_line(error.what), "bold")), soft_wrap=True)
     if error.advice:
-        console.print(Text(f"  {error.advice}", style="dim"), soft_wrap=True)
+        console.print(Text(f"  {one_line(error.advice)}", style="dim"), soft_wrap=True)
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from rich.text import Text
 from cli.console import terminal
 from cli.conversation import Answer, Conversation
 from cli.errors import BusyError, ExitCode, ServiceError
+from cli.keyboard import quiet_keyboard
 from cli.report import countdown, exit_codes
+from cli.sanitize import one_line
 from cli.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ def chat(
         if prompt is None:
             _converse(settings, conversation, stats)
         else:
-            answer = asyncio.run(_answer_once(settings, conversation, prompt))
+            with quiet_keyboard():
+                answer = asyncio.run(_answer_once(settings, conversation, prompt))
             _close(answer, stats)
 
 
@@ -85,7 +88,9 @@ def _converse(settings: Settings, conversation: Conversation, stats: bool) -> No
         try:
             if not conversation.model:
                 conversation.model = runner.run(_default_model(client, patient=True))
-            where = f"{conversation.model} at {settings.root_url}. /help for commands, Ctrl+D to leave."
+            where = (
+                f"{one_line(conversation.model)} at {settings.root_url}. /help for commands, Ctrl+D to leave."
+            )
             console.print(Text(where, style="dim"))
             console.print()
             Repl(client, conversation, runner, console, stats).run()

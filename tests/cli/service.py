@@ -38,10 +38,12 @@ class Stream:
     """An answer of status 200: bytes to send, gates to wait at, and whether the client left early."""
 
     steps: list[bytes | Gate]
+    begun: threading.Event = field(default_factory=threading.Event)
     left: threading.Event = field(default_factory=threading.Event)
 
     async def body(self) -> AsyncIterator[bytes]:
         complete = False
+        self.begun.set()
         try:
             for step in self.steps:
                 if isinstance(step, Gate):

@@ -52,19 +52,24 @@ class Terminal:
             assert time.monotonic() < deadline, f"no prompt number {count} on\n{self.screen.text}"
             assert self._read(), f"the program ended:\n{self.screen.text}"
 
-    def wait_for_end(self) -> int:
-        """Read to the end of the program and return its exit code."""
+    def wait_for_end(self, pressing: str = "") -> int:
+        """Read to the end of the program, pressing a key now and then, and return its exit code.
+
+        Once is not enough for Ctrl+C at a prompt: Python loses it in the instant before it waits for keys.
+        """
         deadline = time.monotonic() + DEADLINE
-        while self._read():
+        self.type(pressing)
+        while self._read(on_silence=pressing):
             assert time.monotonic() < deadline, f"still running:\n{self.screen.text}"
         return self.process.wait(DEADLINE)
 
     def echoes(self) -> bool:
         return bool(termios.tcgetattr(self._fd)[3] & termios.ECHO)
 
-    def _read(self) -> bool:
+    def _read(self, on_silence: str = "") -> bool:
         ready, _, _ = select.select([self._fd], [], [], 1.0)
         if not ready:
+            self.type(on_silence)
             return True
         try:
             text = self._decode(os.read(self._fd, 65536))
@@ -80,7 +85,9 @@ class Terminal:
 
 
 @contextmanager
-def program(*arguments: str, width: int = 80, height: int = 24, **environ: str) -> Iterator[Terminal]:
+def program(
+    *arguments: str, width: int = 80, height: int = 24, environ: dict[str, str] | None = None
+) -> Iterator[Terminal]:
     """Run `vllm-chat` on a terminal of its own."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
@@ -89,7 +96,7 @@ def program(*arguments: str, width: int = 80, height: int = 24, **environ: str) 
         "PYTHONPATH": str(ROOT),
         "TERM": "xterm-256color",
         "INPUTRC": "/dev/null",
-        **environ,
+        **(environ or {}),
     }
     process = subprocess.Popen(
         [sys.executable, "-c", _START, *arguments],
