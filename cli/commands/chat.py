@@ -88,9 +88,7 @@ def _converse(settings: Settings, conversation: Conversation, stats: bool) -> No
         try:
             if not conversation.model:
                 conversation.model = runner.run(_default_model(client, patient=True))
-            where = (
-                f"{one_line(conversation.model)} at {settings.root_url}. /help for commands, Ctrl+D to leave."
-            )
+            where = f"{one_line(conversation.model)} at {settings.root_url}. /help for commands, Ctrl+D to leave."
             console.print(Text(where, style="dim"))
             console.print()
             Repl(client, conversation, runner, console, stats).run()

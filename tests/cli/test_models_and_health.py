@@ -76,6 +76,5 @@ def test_health_of_something_else(service: Service) -> None:
     root = service.url.removesuffix("/v1")
     assert (result.exit_code, result.stderr) == (
         1,
-        f"✗ {root} answered 200, but not with its health.\n"
-        "  Check that OPENAI_BASE_URL points at this service.\n",
+        f"✗ {root} answered 200, but not with its health.\n  Check that OPENAI_BASE_URL points at this service.\n",
     )

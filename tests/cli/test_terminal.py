@@ -186,9 +186,7 @@ def test_slash_commands(service: Service) -> None:
 
 
 def test_an_error_leads_back_to_the_prompt(service: Service) -> None:
-    service.answers.extend(
-        [refuses(429, "x", "Over the limit.", "3"), Stream([delta(content="half")]), says("whole")]
-    )
+    service.answers.extend([refuses(429, "x", "Over the limit.", "3"), Stream([delta(content="half")]), says("whole")])
     with program("chat", "--no-stats") as terminal:
         for count, line in enumerate(["one", "two", "/retry"], start=1):
             terminal.wait_for_prompt(count)
