@@ -2,13 +2,13 @@
 
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +17,9 @@ import httpx
 import psutil
 import yaml
 
+from cli.launcher.service import environment
+
 T = TypeVar("T")
-FAST_PATH = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 START_S = 420
 
 
@@ -67,51 +68,44 @@ class Service:
 
 @contextmanager
 def running_service(
-    folder: Path, models: list[dict[str, Any] | str], fast_path: bool = True, gateways: int = 1
+    folder: Path, models: list[dict[str, Any] | str], plain: bool = False, gateways: int = 1
 ) -> Iterator[Service]:
-    """Start the service with these models, wait until all of them answer, and end it with all its processes."""
+    """Start the service with these models, wait until all of them answer, and end it with all its processes.
+
+    `plain`: as `serve run` alone starts it, without the launcher's variables and without a key.
+    """
     port = free_port()
-    config = {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [
-            {
-                "name": "chat",
-                "route_prefix": "/",
-                "import_path": "serve_app.app:build",
-                "args": {"models": models, "gateway": {"replicas": gateways}},
-            }
-        ],
-    }
-    (folder / "serve_config.yaml").write_text(yaml.safe_dump(config))
-    key = secrets.token_hex(16)
+    config = folder / "serve_config.yaml"
+    config.write_text(yaml.safe_dump(serve_config(port, models, gateways)))
+    key = "" if plain else secrets.token_hex(16)
+    scratch = tempfile.TemporaryDirectory(prefix="vchat-", dir="/tmp")
+    variables = {"RAY_TMPDIR": scratch.name} if plain else {**environment({}, folder), "PROXY_API_KEY": key}
+    serve = Path(sys.executable).with_name("serve")
+    supervise = [sys.executable, "-m", "cli.launcher.supervisor", folder / "ray_logs", serve, "run", config]
     log = folder / "serve.log"
-    with log.open("wb") as output:
+    with log.open("wb") as output, scratch:
         started = subprocess.Popen(
-            [Path(sys.executable).with_name("serve"), "run", folder / "serve_config.yaml"],
+            supervise,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**clean_environment(), **(FAST_PATH if fast_path else {}), **free_ports(), "PROXY_API_KEY": key},
+            env={**clean_environment(), **variables},
             start_new_session=True,
         )
-    service = Service(f"http://127.0.0.1:{port}", key, psutil.Process(started.pid), log)
-    try:
-        wait_for(service.ready, "the service's start", START_S)
-        yield service
-    finally:
-        stop(started)
+        try:
+            service = Service(f"http://127.0.0.1:{port}", key, psutil.Process(started.pid), log)
+            wait_for(service.ready, "the service's start", START_S)
+            yield service
+        finally:
+            started.communicate(timeout=30)
 
 
-def stop(started: subprocess.Popen[bytes]) -> None:
-    """End a service as Ctrl+C does, and whatever is left of it after 10 seconds by force."""
-    members = family(psutil.Process(started.pid))
-    started.send_signal(signal.SIGINT)
-    with suppress(subprocess.TimeoutExpired):
-        started.wait(10)
-    for process in members:
-        if alive(process):
-            process.kill()
-    started.wait(10)
+def serve_config(port: int, models: list[dict[str, Any] | str], gateways: int) -> dict[str, Any]:
+    """The shipped Serve config with another port, other models and more gateways."""
+    config: dict[str, Any] = yaml.safe_load(Path("serve_config.yaml").read_text())
+    config["http_options"]["port"] = port
+    config["applications"][0]["args"] = {"models": models, "gateway": {"replicas": gateways}}
+    return config
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
@@ -140,19 +134,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def free_ports() -> dict[str, str]:
-    """Ports that Serve would otherwise share with another service on this machine."""
-    first = free_port()
-    return {
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(min(first, 65000)),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(min(first, 65000) + 100),
-    }
-
-
 def clean_environment() -> dict[str, str]:
-    """The environment without what would steer the service, with a Ray of its own."""
+    """The environment without what would steer the service."""
     steering = ("PROXY_API_KEY", "DEFAULT_MODEL", "TP_SIZE", "MAX_MODEL_LEN", "RAY_", "OPENAI_", "VLLM_", "HF_TOKEN")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
-    return {**kept, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
+    return {name: value for name, value in os.environ.items() if not name.startswith(steering)}
