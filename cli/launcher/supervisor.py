@@ -1,8 +1,8 @@
 """Owns every process of the service: `python -m cli.launcher.supervisor LOGS COMMAND...`, a pipe on stdin.
 
 It has a session of its own, so that what befalls the launcher does not befall it. When the pipe closes, as it
-does when the launcher is killed, or on a signal, it ends COMMAND kindly, then kills all that is left. Ray's logs
-are kept in the folder LOGS.
+does when the launcher is killed, or on a signal, it ends COMMAND kindly, then kills all that is left.
+Ray's logs are kept in the folder LOGS.
 """
 
 import os
