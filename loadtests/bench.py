@@ -72,17 +72,18 @@ async def measure(target: Target, plans: list[Plan], notes: Console) -> list[Loa
 
 def table(target: Target, loads: list[Load]) -> Table:
     """One row for each concurrency; times in milliseconds. Fits 80 columns."""
-    title = f"{target.model} at {target.base_url}, milliseconds as p50 / p95"
+    title = f"{target.model} at {target.base_url}, milliseconds, p50 or p50 / p95"
     result = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
     for heading in ("c", "TTFB", "TTFT", "inter-token", "end to end", "tokens/s", "failed"):
         result.add_column(heading, justify="right")
     for load in loads:
         result.add_row(
             str(load.plan.concurrency),
-            *(pair(times, digits=1) for times in (load.ttfb, load.ttft, load.inter_token)),
+            f"{load.ttfb.p50 * 1000:.1f}",
+            *(pair(times, digits=1) for times in (load.ttft, load.inter_token)),
             pair(load.end_to_end, digits=0),
             f"{load.tokens_per_s:.0f}",
-            f"{len(load.errors)} of {load.plan.requests}",
+            str(len(load.errors)),
         )
     return result
 
