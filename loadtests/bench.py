@@ -5,6 +5,7 @@ import dataclasses
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -66,24 +67,26 @@ async def measure(target: Target, plans: list[Plan], notes: Console) -> list[Loa
 
 
 def table(target: Target, loads: list[Load]) -> Table:
-    """One row for each concurrency; times in milliseconds."""
-    result = Table(title=f"{target.model} at {target.base_url}", caption="Times in milliseconds, p50 / p95.")
-    for heading in ("c", "requests", "TTFB", "TTFT", "inter-token", "end to end", "tokens/s", "failed"):
+    """One row for each concurrency; times in milliseconds. Fits 80 columns."""
+    title = f"{target.model} at {target.base_url}, milliseconds, p50 or p50 / p95"
+    result = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    for heading in ("c", "TTFB", "TTFT", "inter-token", "end to end", "tokens/s", "failed"):
         result.add_column(heading, justify="right")
     for load in loads:
         result.add_row(
             str(load.plan.concurrency),
-            str(load.plan.requests),
-            *(pair(times) for times in (load.ttfb, load.ttft, load.inter_token, load.end_to_end)),
+            f"{load.ttfb.p50 * 1000:.1f}",
+            *(pair(times, digits=1) for times in (load.ttft, load.inter_token)),
+            pair(load.end_to_end, digits=0),
             f"{load.tokens_per_s:.0f}",
             str(len(load.errors)),
         )
     return result
 
 
-def pair(times: Quantiles) -> str:
+def pair(times: Quantiles, digits: int) -> str:
     """Seconds as `p50 / p95` in milliseconds."""
-    return f"{times.p50 * 1000:.1f} / {times.p95 * 1000:.1f}"
+    return f"{times.p50 * 1000:.{digits}f} / {times.p95 * 1000:.{digits}f}"
 
 
 def figures(load: Load) -> dict[str, Any]:
