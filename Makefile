@@ -4,6 +4,7 @@
 PYTHON ?= python3
 EXTRA ?= auto
 BIN := .venv/bin
+export COMPOSE_PROFILES ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 INSTALL = @$(PYTHON) -m cli.install --extra $(EXTRA)
 
 help: ## this list

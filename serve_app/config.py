@@ -116,6 +116,8 @@ class GatewayConfig(Closed):
     """Logical CPUs that one gateway reserves."""
     max_ongoing_requests: PositiveInt = 4096
     """Open requests a gateway holds at once."""
+    busy_from: PositiveInt = 16
+    """Open requests of a model from which on a chunk of a stream carries two tokens instead of one."""
     max_body_bytes: PositiveInt = 32 * 1024 * 1024
     """Largest request body."""
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
+from serve_app.config import GatewayConfig
 from serve_app.gateway import reports
 from serve_app.gateway.auth import BearerKey
 from serve_app.gateway.body import ClientLeft, model_and_body, read_body, replay
@@ -33,10 +34,10 @@ STEERING_HEADERS = frozenset(
 class GatewayApp:
     """Answers every request that reaches a gateway replica."""
 
-    def __init__(self, models: Models, key: BearerKey, max_body_bytes: int) -> None:
+    def __init__(self, models: Models, key: BearerKey, config: GatewayConfig) -> None:
         self._models = models
         self._key = key
-        self._max_body_bytes = max_body_bytes
+        self._config = config
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -85,7 +86,7 @@ class GatewayApp:
         raise NotFound(f"There is no route {path[:256]}.")
 
     async def _to_model(self, route: ModelRoute, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_body(receive, self._max_body_bytes)
+        body = await read_body(receive, self._config.max_body_bytes)
         name, body = await model_and_body(route, scope["headers"], body)
         model = self._models.get(name)
         frontend = self._models.ready(model)
@@ -100,7 +101,7 @@ class GatewayApp:
             "root_path": "",
             "headers": headers,
         }
-        await frontend.app(inner, replay(body, receive), send)
+        await frontend.answer(inner, replay(body, receive), send, self._config.busy_from)
 
 
 class _Response:

@@ -25,7 +25,7 @@ class Gateway:
         targets = {model.handle.deployment_name: model.config.replicas for model in opened}
         watch = FleetWatch(targets)
         self._models = Models(opened, watch)
-        self._app = GatewayApp(self._models, BearerKey(os.environ.get("PROXY_API_KEY")), config.max_body_bytes)
+        self._app = GatewayApp(self._models, BearerKey(os.environ.get("PROXY_API_KEY")), config)
         self._running = asyncio.get_running_loop().create_task(
             self._models.run(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         )

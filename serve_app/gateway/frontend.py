@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from ray.serve.handle import DeploymentHandle
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 from vllm.entrypoints.anthropic.api_router import attach_router as attach_anthropic
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.openai.chat_completion.api_router import attach_router as attach_chat
@@ -39,16 +40,32 @@ class Frontend:
     """A model that can answer: its ASGI app, what it can do, and the fleet below it."""
 
     def __init__(self, app: FastAPI, fleet: FleetClient, engine: AsyncLLM, metrics: CollectorRegistry) -> None:
-        self.app = app
+        self._app = app
+        self._open = 0
         self.fleet = fleet
         self.metrics = metrics
         self._engine = engine
+        self._stream_interval = engine.output_processor.stream_interval
         self.paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
 
     @property
     def max_model_len(self) -> int:
         """Tokens of prompt and answer together."""
         return int(self._engine.model_config.max_model_len)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send, busy_from: int) -> None:
+        """Have vLLM answer one request.
+
+        With `busy_from` open requests or more, a chunk of the stream carries two tokens: under load most of a
+        gateway's work is one JSON object and one write to a socket for each chunk.
+        """
+        self._open += 1
+        busy = self._open >= busy_from
+        self._engine.output_processor.stream_interval = max(self._stream_interval, 2 if busy else 1)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._open -= 1
 
     def close(self) -> None:
         self._engine.shutdown()
