@@ -7,7 +7,7 @@ When the call fails because the replica died, the request goes out again with wh
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,21 +55,25 @@ class FleetClient(EngineCoreClient):
         host: str,
         tasks: tuple[SupportedTask, ...],
         on_replica_lost: Callable[[], None],
+        admit: Callable[[Entry], Awaitable[None]],
     ) -> None:
         """Args:
         replicas: handle of the model's replica deployment.
         host: this node's address, where the token channel is bound.
         tasks: what the model can do, as its engine core says.
         on_replica_lost: called whenever a call fails because its replica is gone.
+        admit: awaited before a request goes out, in the context of whoever asks; it may take its time, and
+            what it raises ends the request.
         """
         self.resources = _Resources()
         self.journal = Journal()
         self._generate = replicas.options(method_name="generate")
         self._tasks = tasks
         self._on_replica_lost = on_replica_lost
+        self._admit = admit
         self._receiver = TokenReceiver(host)
         self._encoder = MsgpackEncoder()
-        self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+        self._outputs: asyncio.Queue[tuple[EngineCoreOutputs, list[Entry]]] = asyncio.Queue()
         self._load: dict[str, SchedulerStats] = {}
         self._attempts: set[asyncio.Task[None]] = set()
         self._reader = asyncio.create_task(self._read())
@@ -78,7 +82,15 @@ class FleetClient(EngineCoreClient):
         return self._tasks
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
-        self._start(self.journal.open(request))
+        entry = self.journal.open(request)
+        try:
+            await self._admit(entry)
+        except BaseException:
+            # `AsyncLLM` already waits for this request; it forgets one only at its last output.
+            self._end(entry, FinishReason.ABORT)
+            raise
+        if self.journal.holds(entry):
+            self._start(entry)
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
@@ -87,7 +99,10 @@ class FleetClient(EngineCoreClient):
                 entry.task.cancel()
 
     async def get_output_async(self) -> EngineCoreOutputs:
-        return await self._outputs.get()
+        step, entries = await self._outputs.get()
+        for entry, output in zip(entries, step.outputs, strict=True):
+            entry.read += len(output.new_token_ids)
+        return step
 
     async def reset_mm_cache_async(self) -> None:
         """Nothing to reset: the multimodal cache is off (see replica/arguments.py)."""
@@ -125,7 +140,7 @@ class FleetClient(EngineCoreClient):
             logger.warning("request %s: replica gone (%s)", request.request_id, type(error).__name__)
         except Exception:  # the boundary to Serve: whatever failed, this request ends and the others go on
             logger.exception("request %s failed in the replica", request.request_id)
-            self._end(entry, EngineCoreOutput(entry.request.request_id, [], finish_reason=FinishReason.ERROR))
+            self._end(entry, FinishReason.ERROR)
             return
         self._move(entry)
 
@@ -142,35 +157,41 @@ class FleetClient(EngineCoreClient):
         if not self.journal.holds(entry):
             return
         entry.next_attempt()
-        if (output := entry.exhausted()) is not None:
-            self._end(entry, output)
+        if (end := entry.exhausted()) is not None:
+            self._end(entry, *end)
         elif entry.attempt < MAX_ATTEMPTS and entry.resumable():
             self._start(entry)
         else:
-            self._end(entry, EngineCoreOutput(entry.request.request_id, [], finish_reason=FinishReason.ERROR))
+            self._end(entry, FinishReason.ERROR)
 
-    def _end(self, entry: Entry, output: EngineCoreOutput) -> None:
+    def _end(self, entry: Entry, finish_reason: FinishReason, stop_reason: int | None = None) -> None:
+        """End a request in place of a replica."""
+        request_id = entry.request.request_id
         if self.journal.holds(entry):
-            self.journal.close(output.request_id)
-            self._outputs.put_nowait(EngineCoreOutputs(outputs=[output]))
+            entry.finish_reason = finish_reason
+            self.journal.close(request_id)
+            output = EngineCoreOutput(request_id, [], finish_reason=finish_reason, stop_reason=stop_reason)
+            self._outputs.put_nowait((EngineCoreOutputs(outputs=[output]), [entry]))
 
     async def _read(self) -> None:
         while True:
             header, step = await self._receiver.receive()
-            step.outputs = [
-                output
+            accepted = [
+                (output, entry)
                 for output, offset in zip(step.outputs, header.offsets, strict=True)
-                if self._accept(output, offset)
+                if (entry := self._accept(output, offset)) is not None
             ]
+            step.outputs = [output for output, _ in accepted]
             if step.scheduler_stats is not None:
                 self._combine(header, step.scheduler_stats)
-            if step.outputs or step.scheduler_stats is not None:
-                self._outputs.put_nowait(step)
+            if accepted or step.scheduler_stats is not None:
+                self._outputs.put_nowait((step, [entry for _, entry in accepted]))
 
-    def _accept(self, output: EngineCoreOutput, offset: int) -> bool:
+    def _accept(self, output: EngineCoreOutput, offset: int) -> Entry | None:
+        """Write an output into the journal; None if its attempt was given up or its client has left."""
         entry = self.journal.entry_of(output)
         if entry is None:
-            return False  # an attempt that was given up, or a client that left
+            return None
         try:
             self.journal.record(entry, output, offset)
         except TokensLost:
@@ -178,8 +199,8 @@ class FleetClient(EngineCoreClient):
             if entry.task is not None:
                 entry.task.cancel()
             self._move(entry)
-            return False
-        return True
+            return None
+        return entry
 
     def _combine(self, header: Header, stats: SchedulerStats) -> None:
         """Turn one replica's gauges into the fleet's; its counters are increments and stand as they are."""
