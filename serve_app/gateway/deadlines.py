@@ -1,0 +1,65 @@
+"""How long each part of an answer may take, by the service's settings and by the client's own headers."""
+
+import math
+
+from pydantic import Field
+
+from serve_app.config import Closed
+from serve_app.gateway.errors import BadRequest, Headers
+
+OWN_HEADER = b"x-request-deadline-ms"
+SDK_HEADER = b"x-stainless-read-timeout"
+LONGEST_MS = 24 * 60 * 60 * 1000
+
+
+class DeadlinesConfig(Closed):
+    """Deadlines of one answer, in seconds; 0 switches one off."""
+
+    first_token_s: float = Field(default=60, ge=0)
+    """From the dispatch to a replica to the first token."""
+    between_tokens_s: float = Field(default=60, ge=0)
+    """Between two tokens."""
+    total_s: float = Field(default=600, ge=0)
+    """The whole request, its time in the queue included."""
+    write_stall_s: float = Field(default=30, ge=0)
+    """How long a client that reads nothing may hold a write up."""
+    keep_alive_s: float = Field(default=10, ge=0)
+    """Silence in a stream after which a comment is sent."""
+
+
+class Progress:
+    """What the engine has done for one request, in the event loop's time.
+
+    Written by those who dispatch the request and see its tokens. A stream can be silent while tokens come (a tool
+    call is being collected), and an answer without a stream always is, so the deadlines go by this.
+    """
+
+    __slots__ = ("dispatched", "token")
+
+    def __init__(self) -> None:
+        self.dispatched: float | None = None
+        """When the request went to a replica."""
+        self.token: float | None = None
+        """When its last token came, or the request moved to another replica."""
+
+
+def client_deadline(headers: Headers, now: float) -> float | None:
+    """When the client stops waiting for the first token, in the time that `now` is in; None: it does not say.
+
+    `x-request-deadline-ms` gives the milliseconds left and goes before `x-stainless-read-timeout`, which the
+    OpenAI and Anthropic SDKs send in seconds. Theirs is ignored where it makes no sense: users do not write it.
+
+    Raises:
+        BadRequest: `x-request-deadline-ms` is not a whole number of milliseconds from 1 to a day.
+    """
+    given = dict(headers)
+    if (own := given.get(OWN_HEADER)) is not None:
+        if not own.isdigit() or len(own) > len(str(LONGEST_MS)) or not 1 <= int(own) <= LONGEST_MS:
+            name = OWN_HEADER.decode()
+            raise BadRequest(f"`{name}` must be a whole number from 1 to {LONGEST_MS}.", param=name)
+        return now + int(own) / 1000
+    try:
+        seconds = float(given.get(SDK_HEADER, b"nan"))
+    except ValueError:
+        return None
+    return now + seconds if 0 < seconds < math.inf else None
