@@ -10,10 +10,11 @@ from typing import Any
 
 from ray import serve
 
-from serve_app.config import ConfigError, ModelConfig, ServiceConfig
+from serve_app.config import ModelConfig, ServiceConfig
 from serve_app.gateway.deployment import Gateway
 from serve_app.ray_seam import listening_host
 from serve_app.replica.deployment import Replica
+from serve_app.settings import ConfigError
 
 # Every process of the service; a model's own `env` comes on top.
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}

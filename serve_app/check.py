@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from serve_app.config import ConfigError, ServiceConfig, check_source, describe_errors
+from serve_app.config import ServiceConfig, check_source
+from serve_app.settings import ConfigError, describe_errors
 
 IMPORT_PATH = "serve_app.app:build"
 

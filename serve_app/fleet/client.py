@@ -7,6 +7,7 @@ When the call fails because the replica died, the request goes out again with wh
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,7 @@ class FleetClient(EngineCoreClient):
             self._end(entry, FinishReason.ABORT)
             raise
         if self.journal.holds(entry):
+            entry.dispatched_at = time.monotonic()
             self._start(entry)
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:

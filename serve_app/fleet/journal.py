@@ -19,10 +19,13 @@ class Entry:
         "attempt",
         "base",
         "cached_tokens",
+        "dispatched_at",
         "finish_reason",
         "finished",
         "first_token_at",
+        "last_token_at",
         "on_close",
+        "on_first_token",
         "read",
         "request",
         "task",
@@ -36,10 +39,14 @@ class Entry:
         """Tokens that the front end has taken; those that come after it has found a stop string are not."""
         self.cached_tokens = 0
         """Prompt tokens that the first attempt found in the KV cache."""
+        self.dispatched_at: float | None = None
+        """When it first went to a replica; this and the next two in seconds of the monotonic clock."""
         self.first_token_at: float | None = None
-        """Seconds, monotonic clock."""
+        self.last_token_at: float | None = None
+        """When a token came, or the request moved."""
         self.finish_reason: FinishReason | None = None
         """As a replica gave it; None while it runs, and when the front end ended it or its client left."""
+        self.on_first_token: Callable[[], None] | None = None
         self.on_close: Callable[[], None] | None = None
         """Called once, when the request needs no replica any more."""
         self.attempt = 0
@@ -65,6 +72,10 @@ class Entry:
         """Give up the present attempt: what it still sends is dropped."""
         self.attempt += 1
         self.base = len(self.tokens)
+        if self.tokens:
+            self.last_token_at = time.monotonic()
+        else:
+            self.dispatched_at = time.monotonic()
 
     def attempt_request(self) -> EngineCoreRequest:
         """The request as this attempt sends it: delivered tokens are prompt, and count against the limits."""
@@ -170,8 +181,11 @@ class Journal:
         """
         if entry.base + offset != len(entry.tokens):
             raise TokensLost(entry.request.request_id)
-        if entry.first_token_at is None and output.new_token_ids:
-            entry.first_token_at = time.monotonic()
+        entry.last_token_at = time.monotonic()
+        if entry.first_token_at is None:
+            entry.first_token_at = entry.last_token_at
+            if entry.on_first_token is not None:
+                entry.on_first_token()
         entry.tokens.extend(output.new_token_ids)
         entry.finish_reason = output.finish_reason
         output.request_id = entry.request.request_id

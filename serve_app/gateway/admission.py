@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt
 
-from serve_app.config import Closed
 from serve_app.gateway.errors import Overloaded
 from serve_app.gateway.fair_queue import FairQueue
+from serve_app.settings import Closed
 
 Tier = Literal["high", "normal", "low"]
 

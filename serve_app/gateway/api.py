@@ -6,10 +6,10 @@ from collections.abc import Awaitable
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
-from serve_app.config import GatewayConfig
 from serve_app.gateway import reports
 from serve_app.gateway.auth import BearerKey
 from serve_app.gateway.body import ClientLeft, model_and_body, read_body, replay
+from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.errors import (
     JSON,
     GatewayError,

@@ -9,8 +9,8 @@ from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.config import ConfigError
 from serve_app.gateway.errors import Headers
+from serve_app.settings import ConfigError
 
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^\s/?#@*,A-Z]+)")
 _DEFAULT_PORT = {"http": ":80", "https": ":443"}

@@ -4,8 +4,8 @@ import math
 
 from pydantic import Field
 
-from serve_app.config import Closed
 from serve_app.gateway.errors import BadRequest, Headers
+from serve_app.settings import Closed
 
 OWN_HEADER = b"x-request-deadline-ms"
 SDK_HEADER = b"x-stainless-read-timeout"

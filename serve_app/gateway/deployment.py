@@ -8,10 +8,11 @@ from typing import Any
 import ray
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.config import GatewayConfig, ModelConfig
+from serve_app.config import ModelConfig
 from serve_app.fleet.watch import FleetWatch
 from serve_app.gateway.api import GatewayApp
 from serve_app.gateway.auth import BearerKey
+from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.models import Model, Models
 
 logger = logging.getLogger("ray.serve")

@@ -1,0 +1,109 @@
+"""The ticket of one request: how it is let in, how far it has come, and what it came to.
+
+A request is let in where its prompt has become tokens and nothing has been computed yet: when vLLM's front end
+hands it to the fleet client, which awaits `admit`. One HTTP request can have several requests to the engine core
+there (n choices, a list of prompts); each asks for itself.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextvars import ContextVar
+
+from serve_app.fleet.journal import Entry
+from serve_app.gateway.admission import Admission, Slot
+from serve_app.gateway.errors import ContextLengthExceeded, GatewayError
+from serve_app.gateway.keys.caller import Caller
+from serve_app.gateway.limits.limiter import Quota
+from serve_app.gateway.limits.requests import Reservation
+
+# vLLM's front end stands between the gateway and the fleet client and carries nothing of ours but the context.
+current: ContextVar["Ticket"] = ContextVar("ticket")
+
+
+async def admit(entry: Entry) -> None:
+    """Let a request of the current ticket in: the hook of `FleetClient`."""
+    await current.get().admit(entry)
+
+
+class Ticket:
+    """One HTTP request on a model route. Also the `Progress` that its deadlines go by."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        admission: Admission,
+        reservation: Reservation,
+        quota: Quota,
+        *,
+        deadline: float | None,
+        bounded: bool,
+        available: Callable[[], bool],
+    ) -> None:
+        """Args:
+        caller: whose request it is.
+        admission: the model's.
+        reservation: of the caller's limits, with the request charged.
+        quota: those limits.
+        deadline: when the client must have its first token, in the event loop's time.
+        bounded: whether the client itself says how long the answer may get.
+        available: whether the model has a replica that can answer.
+        """
+        self.entries: list[Entry] = []
+        self.refusal: GatewayError | None = None
+        self.on_refusal: Callable[[GatewayError], None] | None = None
+        self._caller = caller
+        self._admission = admission
+        self._reservation = reservation
+        self._quota = quota
+        self._deadline = deadline
+        self._bounded = bounded
+        self._available = available
+        self._slots: dict[Entry, Slot] = {}
+
+    @property
+    def dispatched(self) -> float | None:
+        """When the first request went to a replica, in the event loop's time; None while none can be reached."""
+        starts = [entry.dispatched_at for entry in self.entries if entry.dispatched_at is not None]
+        return min(starts, default=None) if self._available() else None
+
+    @property
+    def token(self) -> float | None:
+        """When the last token came, in the event loop's time; None: none has, or no replica can be reached."""
+        tokens = [entry.last_token_at for entry in self.entries if entry.last_token_at is not None]
+        if not tokens:
+            return None
+        return max(tokens) if self._available() else asyncio.get_running_loop().time()
+
+    async def admit(self, entry: Entry) -> None:
+        """Wait until a request may go to a replica. One that may not is never let in: its answer is called off."""
+        try:
+            self._fit(entry)
+            await self._reservation.reserve_tokens(entry.prompt_tokens + entry.most_tokens)
+            cost = entry.prompt_tokens + entry.most_tokens
+            slot = await self._admission.enter(self._caller.id, self._caller.tier, cost, self._deadline)
+        except GatewayError as refusal:
+            self.refusal = self.refusal or refusal
+            if self.on_refusal is not None:
+                self.on_refusal(refusal)
+            # Raised here, it would pass through vLLM, which logs a traceback for each.
+            await asyncio.Event().wait()
+            raise
+        self._slots[entry] = slot
+        self.entries.append(entry)
+        entry.on_first_token = slot.first_token
+        entry.on_close = lambda: slot.leave(entry.prompt_tokens + len(entry.tokens))
+
+    def _fit(self, entry: Entry) -> None:
+        """Bound an answer whose length the client leaves open by what the key may use at all."""
+        params = entry.request.sampling_params
+        context = self._caller.limits.context
+        if context is not None and entry.prompt_tokens + (entry.most_tokens if self._bounded else 1) > context:
+            raise ContextLengthExceeded(
+                f"Prompt and answer are {entry.prompt_tokens + entry.most_tokens} tokens; this key may use {context}."
+            )
+        if params is None or params.max_tokens is None or self._bounded:
+            return
+        for most in (context, self._quota.tokens_per_minute):
+            if most is not None and most > entry.prompt_tokens:
+                params.max_tokens = min(params.max_tokens, most - entry.prompt_tokens)
