@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from cli.launcher.env_file import write_private
 from cli.launcher.processes import adopt_orphans, kill_descendants
+from cli.private_file import write_private
 
 STOP_S = 9.0
 HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}

@@ -4,6 +4,8 @@ Source: https://platform.openai.com/docs/guides/error-codes.
 
 GatewayError
     Unauthorized        401  no key, or not the right one
+    InsufficientScope   403  the key may not use the route
+    TooManyAttempts     429  too many wrong keys from one address
     NotFound            404  no such route
     MethodNotAllowed    405  the route is there, the method is not
     ModelNotFound       404  no model of that id
@@ -65,6 +67,23 @@ class Unauthorized(GatewayError):
         super().__init__(
             "Send the service's API key as `Authorization: Bearer <key>`.",
             headers=[("www-authenticate", "Bearer")],
+        )
+
+
+class InsufficientScope(GatewayError):
+    status, type, code = 403, "permission_error", "insufficient_scope"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"This key may not use {path}.")
+
+
+class TooManyAttempts(GatewayError):
+    status, type, code = 429, "authentication_error", "invalid_api_key"
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(
+            f"Too many requests without a right key. Try again with one, or in {retry_after_s} seconds.",
+            headers=[("retry-after", str(retry_after_s)), ("x-should-retry", "false")],
         )
 
 
