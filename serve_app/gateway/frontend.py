@@ -7,7 +7,7 @@ adds admin routes, an instrumentator, authentication and CORS around these route
 import contextlib
 import pickle
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -25,11 +25,14 @@ from vllm.entrypoints.serve.exception_handling.register import init_exception_ha
 from vllm.entrypoints.serve.tokenize.api_router import attach_router as attach_tokenize
 from vllm.entrypoints.speech_to_text.factories import register_speech_to_text_api_routers
 from vllm.envs import enable_envs_cache
+from vllm.reasoning import ReasoningParserManager
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from serve_app.config import ModelConfig
 from serve_app.fleet.client import FleetClient
+from serve_app.gateway.admission import Admission, AdmissionConfig
+from serve_app.gateway.ticket import admit
 from serve_app.replica.arguments import parse_arguments
 from serve_app.replica.deployment import Description
 from serve_app.telemetry.metrics import adopt_vllm_metrics
@@ -39,14 +42,30 @@ from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, 
 class Frontend:
     """A model that can answer: its ASGI app, what it can do, and the fleet below it."""
 
-    def __init__(self, app: FastAPI, fleet: FleetClient, engine: AsyncLLM, metrics: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        fleet: FleetClient,
+        engine: AsyncLLM,
+        metrics: CollectorRegistry,
+        admission: AdmissionConfig,
+        count_reasoning: Callable[[Sequence[int]], int],
+    ) -> None:
         self._app = app
         self._open = 0
         self.fleet = fleet
         self.metrics = metrics
+        self.count_reasoning = count_reasoning
+        """How many of an answer's tokens are reasoning."""
         self._engine = engine
+        self.admission = Admission(admission, self.seats)
         self._stream_interval = engine.output_processor.stream_interval
         self.paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
+
+    @property
+    def seats(self) -> int:
+        """Requests that one replica computes at once."""
+        return int(self._engine.vllm_config.scheduler_config.max_num_seqs)
 
     @property
     def max_model_len(self) -> int:
@@ -77,19 +96,29 @@ async def open_frontend(
     description: Description,
     host: str,
     on_replica_lost: Callable[[], None],
+    admission: AdmissionConfig,
 ) -> Frontend:
     """Build the front end of a model from what one of its replicas said of it."""
     enable_envs_cache()
     arguments = parse_arguments(model)
     arguments.disable_fastapi_docs = True
     config: VllmConfig = pickle.loads(description.config)  # noqa: S301 - from our replica, by Serve
-    fleet = FleetClient(replicas, host, description.tasks, on_replica_lost)
+    fleet = FleetClient(replicas, host, description.tasks, on_replica_lost, admit)
     with _engine_core_is(fleet):
         engine = AsyncLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
     engine.renderer.start_mm_warmup_in_background()
     app = _routes(arguments, description.tasks, config)
     await init_app_state(engine, app.state, arguments, description.tasks)
-    return Frontend(app, fleet, engine, adopt_vllm_metrics())
+    return Frontend(app, fleet, engine, adopt_vllm_metrics(), admission, _reasoning_counter(arguments, engine))
+
+
+def _reasoning_counter(arguments: Namespace, engine: AsyncLLM) -> Callable[[Sequence[int]], int]:
+    name = arguments.structured_outputs_config.reasoning_parser or arguments.reasoning_parser
+    if not name:
+        return lambda tokens: 0
+    parser = ReasoningParserManager.get_reasoning_parser(name)(engine.get_tokenizer())
+    count: Callable[[Sequence[int]], int] = parser.count_reasoning_tokens
+    return count
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ class Answer:
     Attributes:
         status: what the client got; 499 if it left before the answer began; None until then.
         error: what the request failed of, before or within the stream.
+        client_left: whether the client closed the connection before the answer was complete.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Answer:
         self._comment: asyncio.Task[None] | None = None
         self._start: Message = {}
         self._held = b""
-        self._started = self._streaming = self._complete = self._client_left = False
+        self._started = self._streaming = self._complete = self.client_left = False
         self._whole = True
         self._writing = 0
 
@@ -129,7 +130,7 @@ class Answer:
         if not self._started:
             return await self._before_start(message)
         if self._streaming and message.get("body", b"").startswith(FAILURES):
-            return self._fail(self._refusal() or UpstreamFailed())
+            return self.fail(self._refusal() or UpstreamFailed())
         await self._write(message)
 
     async def _before_start(self, message: Message) -> None:
@@ -138,16 +139,16 @@ class Answer:
             return
         body, more = message.get("body", b""), message.get("more_body", False)
         if (refusal := self._refusal()) is not None:
-            return self._fail(refusal)
+            return self.fail(refusal)
         status = self._start["status"]
         if status >= 300:
             self._held += body
             if not more or len(self._held) > MAX_ERROR_BYTES:
-                self._fail(from_answer(status, self._held, self._request_id))
+                self.fail(from_answer(status, self._held, self._request_id))
             return
         streaming = is_event_stream(self._start["headers"])
         if streaming and body.startswith(FAILURES):
-            return self._fail(from_frame(body, self._request_id))
+            return self.fail(from_frame(body, self._request_id))
         if more and (not body or (streaming and body.startswith(PREAMBLES))):
             self._held += body
             return
@@ -189,7 +190,7 @@ class Answer:
             if not limit:
                 continue
             if since is not None and since + limit <= now:
-                return self._fail(DeadlineExceeded(what, limit))
+                return self.fail(DeadlineExceeded(what, limit))
             times.append((now if since is None else since) + limit)
         if self._streaming and comment_s:
             due = self._wrote + comment_s
@@ -211,14 +212,15 @@ class Answer:
         yield token, deadlines.between_tokens_s, "The next token"
         yield self._write_began if self._writing else None, deadlines.write_stall_s, "Sending to the client"
 
-    def _fail(self, error: GatewayError) -> None:
+    def fail(self, error: GatewayError) -> None:
+        """End the request with this error; without effect on an answer that is over."""
         if not self._over.is_set():
             self.error = error
             self._over.set()
 
     def _leave(self) -> None:
         """The client is gone: nothing is sent any more."""
-        self._client_left = not self._complete
+        self.client_left = not self._complete
         if self.status is None:
             self.status = CLIENT_LEFT
         self._over.set()
@@ -226,10 +228,10 @@ class Answer:
     def _app_ended(self, task: asyncio.Task[None]) -> None:
         failure = None if task.cancelled() else task.exception()
         refusal = self._refusal()
-        if failure and refusal is None and not self._client_left and not isinstance(self.error, DeadlineExceeded):
+        if failure and refusal is None and not self.client_left and not isinstance(self.error, DeadlineExceeded):
             logger.error("request %s failed in the front end", self._request_id, exc_info=failure)
         if not self._complete:
-            self._fail(refusal or (UpstreamFailed() if self._started else internal_error(self._request_id)))
+            self.fail(refusal or (UpstreamFailed() if self._started else internal_error(self._request_id)))
 
     async def _deliver(self, error: GatewayError) -> None:
         """Tell the client, if it can still be told; then the server closes what has no end."""

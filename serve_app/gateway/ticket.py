@@ -6,9 +6,9 @@ there (n choices, a list of prompts); each asks for itself.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from contextvars import ContextVar
+from typing import NamedTuple
 
 from serve_app.fleet.journal import Entry
 from serve_app.gateway.admission import Admission, Slot
@@ -16,9 +16,25 @@ from serve_app.gateway.errors import ContextLengthExceeded, GatewayError
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.limits.limiter import Quota
 from serve_app.gateway.limits.requests import Reservation
+from serve_app.vllm_seam import FinishReason
 
 # vLLM's front end stands between the gateway and the fleet client and carries nothing of ours but the context.
 current: ContextVar["Ticket"] = ContextVar("ticket")
+
+
+class Usage(NamedTuple):
+    """What a request came to."""
+
+    prompt_tokens: int = 0
+    """Of each prompt once, however many choices it got."""
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    """As the client was told; of a client that left, what had been written by then."""
+    attempts: int = 0
+    """Replicas that worked on it, one after another; of several choices, the most."""
+    first_token_at: float | None = None
+    """Seconds, monotonic clock."""
+    finish_reason: FinishReason | None = None
 
 
 async def admit(entry: Entry) -> None:
@@ -74,6 +90,23 @@ class Ticket:
         if not tokens:
             return None
         return max(tokens) if self._available() else asyncio.get_running_loop().time()
+
+    def usage(self) -> Usage:
+        """What the request has come to so far."""
+        if not self.entries:
+            return Usage()
+        prompts = {entry.request.external_req_id: entry for entry in self.entries}.values()
+        first = [entry.first_token_at for entry in self.entries if entry.first_token_at is not None]
+        reasons = [entry.finish_reason for entry in self.entries if entry.finish_reason is not None]
+        return Usage(
+            prompt_tokens=sum(entry.prompt_tokens for entry in prompts),
+            cached_tokens=sum(entry.cached_tokens for entry in prompts),
+            output_tokens=sum(entry.read for entry in self.entries),
+            attempts=max(entry.attempt + 1 for entry in self.entries),
+            first_token_at=min(first, default=None),
+            # The worst of several choices: vLLM numbers them in that order.
+            finish_reason=max(reasons, default=None),
+        )
 
     async def admit(self, entry: Entry) -> None:
         """Wait until a request may go to a replica. One that may not is never let in: its answer is called off."""
