@@ -11,6 +11,7 @@ GatewayError
     BadRequest          400  the body is not what the route takes
     TooLarge            413  the body is over the limit
     ModelLoading        503  no replica of the model can answer yet
+    UsageUnavailable    503  the usage ledger's database does not answer
 """
 
 from collections.abc import Iterable
@@ -81,6 +82,13 @@ class ModelLoading(GatewayError):
             f"The model `{model}` is loading. Try again in {retry_after_s} seconds.",
             headers=[("retry-after", str(retry_after_s))],
         )
+
+
+class UsageUnavailable(GatewayError):
+    status, type, code = 503, "server_error", "usage_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("The usage ledger cannot be read now. Try again later.", headers=[("retry-after", "10")])
 
 
 async def send_error(error: GatewayError, send: Send, headers: Headers) -> None:
