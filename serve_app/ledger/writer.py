@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
-from serve_app.config import ConfigError
 from serve_app.ledger.database import connect, for_writing, place, reason
 from serve_app.ledger.migrate import migrate
 from serve_app.ledger.row import Row
@@ -114,7 +113,7 @@ class Ledger:
             if not self._is_open:
                 self._open()
             self._write(closing)
-        except (SQLAlchemyError, ConfigError) as error:
+        except Exception as error:  # noqa: BLE001  the thread's boundary: whatever it is, rows wait and it is tried again
             self._note_outage(error)
             return False
         if self._outage:
@@ -141,7 +140,7 @@ class Ledger:
             # The database is well and a row is not: trying again would hold up all rows behind it.
             self._lose(len(batch))
             logger.exception("the usage ledger gives up %d rows that the database cannot hold", len(batch))
-        except SQLAlchemyError:
+        except Exception:
             self._put_back(batch)
             raise
         if beat:
@@ -202,6 +201,7 @@ class Ledger:
 
 
 def _values(run: str, number: int, row: Row) -> dict[str, Any]:
+    """Plain values, so that a wrong one fails here and is not taken for a failure of the database."""
     moment = row.time.astimezone(UTC)
     return {
         "run": run,
@@ -212,15 +212,15 @@ def _values(run: str, number: int, row: Row) -> dict[str, Any]:
         "key_id": _text(row.key_id),
         "model": _text(row.model),
         "route": _text(row.route),
-        "prompt_tokens": row.prompt_tokens,
-        "cached_tokens": row.cached_tokens,
-        "output_tokens": row.output_tokens,
-        "reasoning_tokens": row.reasoning_tokens,
-        "ttft_s": row.ttft_s,
-        "duration_s": row.duration_s,
-        "finish": row.finish,
-        "attempts": row.attempts,
-        "status": row.status,
+        "prompt_tokens": int(row.prompt_tokens),
+        "cached_tokens": int(row.cached_tokens),
+        "output_tokens": int(row.output_tokens),
+        "reasoning_tokens": int(row.reasoning_tokens),
+        "ttft_s": None if row.ttft_s is None else float(row.ttft_s),
+        "duration_s": float(row.duration_s),
+        "finish": _text(row.finish),
+        "attempts": int(row.attempts),
+        "status": int(row.status),
     }
 
 

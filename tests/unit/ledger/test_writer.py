@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
-from sqlalchemy import URL, select
+from sqlalchemy import URL, Connection, event, select
+from sqlalchemy.exc import OperationalError
 
 from serve_app.ledger.database import connect, for_writing
 from serve_app.ledger.migrate import migrate
@@ -172,6 +173,23 @@ def test_closing_while_the_database_is_away_counts_the_rest(
     assert log.records[-1].getMessage() == (
         f"the usage ledger closes without its last 1 rows: {sqlite_url.database} is away"
     )
+
+
+def test_a_commit_whose_answer_is_lost_counts_once(url: URL, log: pytest.LogCaptureFixture) -> None:
+    engine = connect(url)
+    ledger = Ledger(engine)
+
+    @event.listens_for(engine, "commit", once=True)
+    def commit_and_break(connection: Connection) -> None:
+        connection.connection.commit()
+        raise OperationalError("COMMIT", None, ConnectionError("gone"))
+
+    ledger.add(row("a"))
+    ledger.add(row("b"))
+    wait_until(lambda: len(log.records) == 1)
+    ledger.close()
+    assert written(url) == ["a", "b"]
+    assert metric(ledger.metrics, LOST) == 0
 
 
 def test_postgresql_away_and_back(server: str, postgres_url: URL, log: pytest.LogCaptureFixture) -> None:
