@@ -18,6 +18,7 @@ GatewayError
     ModelLoading        503  no replica of the model can answer yet
     Overloaded          503  the model has no place for the request, or none in time
     DeadlineExceeded    504  the answer took longer than a deadline allows
+    UsageUnavailable    503  the usage ledger's database does not answer
 """
 
 from collections.abc import Iterable
@@ -147,6 +148,13 @@ class Overloaded(GatewayError):
             f"The model has no free place for this request. Try again in {retry_after_s} seconds.",
             headers=[("retry-after", str(retry_after_s))],
         )
+
+
+class UsageUnavailable(GatewayError):
+    status, type, code = 503, "server_error", "usage_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("The usage ledger cannot be read now. Try again later.", headers=[("retry-after", "10")])
 
 
 class DeadlineExceeded(GatewayError):

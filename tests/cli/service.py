@@ -106,6 +106,7 @@ class Service:
     answers: deque[Stream | Response] = field(default_factory=deque)
     healths: deque[dict[str, Any] | Response] = field(default_factory=lambda: deque([healthy()]))
     asked: list[dict[str, Any]] = field(default_factory=list)
+    usage: dict[str, Any] | Response = field(default_factory=dict)
 
     def app(self) -> Starlette:
         return Starlette(
@@ -113,6 +114,7 @@ class Service:
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/models", self._models),
                 Route("/api/healthz", self._health),
+                Route("/api/usage", self._usage),
             ]
         )
 
@@ -127,6 +129,12 @@ class Service:
 
     async def _models(self, request: Request) -> Response:
         return _without_key(request) or JSONResponse({"object": "list", "data": self.cards})
+
+    async def _usage(self, request: Request) -> Response:
+        self.asked.append(dict(request.query_params))
+        if refused := _without_key(request):
+            return refused
+        return self.usage if isinstance(self.usage, Response) else JSONResponse(self.usage)
 
     async def _health(self, _: Request) -> Response:
         health = self.healths.popleft() if len(self.healths) > 1 else self.healths[0]

@@ -14,7 +14,7 @@ import yaml
 from typer.testing import Result
 
 from cli import keys_file
-from serve_app.config import ConfigError
+from serve_app.settings import ConfigError
 from serve_app.gateway.errors import Unauthorized
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.keys.keyring import Keyring, KeysConfig

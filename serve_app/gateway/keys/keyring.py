@@ -10,7 +10,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from pydantic import Field
 
-from serve_app.config import Closed, ConfigError
+from serve_app.settings import Closed, ConfigError
 from serve_app.gateway.errors import BadRequest, Headers, Unauthorized
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.keys.failures import Failures

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt
 
-from serve_app.config import Closed
+from serve_app.settings import Closed
 
 Tier = Literal["high", "normal", "low"]
 Scheme = Literal["sha256", "hmac-sha256"]

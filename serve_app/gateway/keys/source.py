@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from serve_app.config import Closed, ConfigError, describe_errors
+from serve_app.settings import Closed, ConfigError, describe_errors
 from serve_app.gateway.keys.record import KeyRecord
 
 # Per file: its real path and what changes when it is written. Kubernetes swaps the `..data` symlink under the paths.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.config import ConfigError
+from serve_app.settings import ConfigError
 from serve_app.gateway.errors import BadRequest, GatewayError, Headers, InsufficientScope, TooManyAttempts, Unauthorized
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.keys.keyring import Keyring, KeysConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app.config import ConfigError
+from serve_app.settings import ConfigError
 from serve_app.gateway.errors import Unauthorized
 from serve_app.gateway.keys.keyring import Keyring, KeysConfig
 from tests.unit.keys.files import SecretVolume, bearer, digest, keyring, record, write, write_text
