@@ -10,6 +10,7 @@ GatewayError
     TaskNotSupported    404  the model cannot do what the route asks
     BadRequest          400  the body is not what the route takes
     TooLarge            413  the body is over the limit
+    RateLimited         429  one of the key's limits is reached
     ModelLoading        503  no replica of the model can answer yet
 """
 
@@ -71,6 +72,12 @@ class BadRequest(GatewayError):
 
 class TooLarge(GatewayError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class RateLimited(GatewayError):
+    """Its headers say what the limits are and when to try again; see limits/headers.py, which makes it."""
+
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 
 
 class ModelLoading(GatewayError):
