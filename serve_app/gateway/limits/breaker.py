@@ -10,7 +10,7 @@ OPEN_S = 5.0
 
 
 class Breaker:
-    """Opens after `FAILURES_TO_OPEN` failures in a row; while it is open, one call in `OPEN_S` seconds is let through."""
+    """Opens after `FAILURES_TO_OPEN` failures in a row; then one call in `OPEN_S` seconds is let through."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """`clock`: seconds."""

@@ -24,7 +24,10 @@ class Holder(NamedTuple):
 
 
 class Quota(NamedTuple):
-    """What a key may use; None: no limit. A changed quota holds from the next claim on."""
+    """What a key may use; None: no limit.
+
+    A changed quota holds from the next claim on: a full bucket is full under it too, another keeps its level.
+    """
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None

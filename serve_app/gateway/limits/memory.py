@@ -10,13 +10,13 @@ class _Bucket:
     def __init__(self, limit: int, now: int) -> None:
         self.limit, self.units, self.at = limit, limit * UNITS, now
 
-    def refill(self, limit: int, now: int) -> None:
+    def refill(self, now: int) -> None:
         elapsed = max(0, now - self.at)
-        self.limit, self.at = limit, now
-        self.units = min(limit * UNITS, self.units + elapsed * limit)
+        self.at = now
+        self.units = min(self.limit * UNITS, self.units + elapsed * self.limit)
 
     def add(self, amount: int, now: int) -> None:
-        self.refill(self.limit, now)
+        self.refill(now)
         self.units = min(self.limit * UNITS, self.units + amount * UNITS)
 
     def level(self) -> Level:
@@ -114,7 +114,10 @@ def _refilled(bucket: _Bucket | None, limit: int | None, now: int) -> _Bucket | 
         return None
     if bucket is None:
         return _Bucket(limit, now)
-    bucket.refill(limit, now)
+    bucket.refill(now)
+    full = bucket.units == bucket.limit * UNITS
+    bucket.limit = limit
+    bucket.units = limit * UNITS if full else min(limit * UNITS, bucket.units)
     return bucket
 
 

@@ -22,16 +22,16 @@ local function load(name)
   return { limit = tonumber(found[1]), units = tonumber(found[2]), at = tonumber(found[3]) }
 end
 
-local function refill(bucket, limit)
-  local missing = limit * UNITS - bucket.units
-  local added = math.max(0, now - bucket.at) * limit
+local function refill(bucket)
+  local missing = bucket.limit * UNITS - bucket.units
+  local added = math.max(0, now - bucket.at) * bucket.limit
   bucket.units = bucket.units + math.min(missing, added)
-  bucket.limit, bucket.at = limit, now
+  bucket.at = now
 end
 
 local function add(bucket, amount)
   if not bucket then return end
-  refill(bucket, bucket.limit)
+  refill(bucket)
   bucket.units = math.min(bucket.limit * UNITS, bucket.units + amount * UNITS)
 end
 
@@ -42,7 +42,10 @@ local function refilled(name, limit)
   end
   local bucket = load(name)
   if not bucket then return { limit = limit, units = limit * UNITS, at = now } end
-  refill(bucket, limit)
+  refill(bucket)
+  local full = bucket.units == bucket.limit * UNITS
+  bucket.limit = limit
+  bucket.units = full and limit * UNITS or math.min(limit * UNITS, bucket.units)
   return bucket
 end
 
