@@ -14,6 +14,7 @@ GatewayError
     ContextLengthExceeded 400  prompt and answer do not fit into the model's context
     Unprocessable       422  the body is well formed, but what it refers to cannot be used
     TooLarge            413  the body is over the limit
+    RateLimited         429  one of the key's limits is reached
     UpstreamFailed      500  the model's replica failed while it answered
     ModelLoading        503  no replica of the model can answer yet
     Overloaded          503  the model has no place for the request, or none in time
@@ -121,6 +122,12 @@ class Unprocessable(GatewayError):
 
 class TooLarge(GatewayError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class RateLimited(GatewayError):
+    """Its headers say what the limits are and when to try again; see limits/headers.py, which makes it."""
+
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 
 
 class ModelLoading(GatewayError):

@@ -1,0 +1,116 @@
+"""What the limits mean, told in short stories; every limiter tells the same ones (see test_machine.py)."""
+
+import pytest
+
+from serve_app.gateway.limits.limiter import Claim, Decision, Holder, Quota, Refusal
+from serve_app.gateway.limits.memory import MemoryLimiter
+from tests.unit.limits.conftest import Clock
+
+QUOTA = Quota(requests_per_minute=60, tokens_per_minute=1000, concurrent=2)
+FIRST, SECOND, THIRD = (Holder("key", name) for name in ("first", "second", "third"))
+
+
+@pytest.fixture
+def limiter(clock: Clock) -> MemoryLimiter:
+    return MemoryLimiter(30, clock)
+
+
+def remaining(decision: Decision) -> tuple[int, int]:
+    assert decision.requests
+    assert decision.tokens
+    return decision.requests.remaining, decision.tokens.remaining
+
+
+async def look(limiter: MemoryLimiter) -> tuple[int, int]:
+    """Requests and tokens left, by a claim for nothing."""
+    decision = await limiter.reserve(Claim(Holder("key", "look"), QUOTA._replace(concurrent=None)))
+    await limiter.release(Holder("key", "look"))
+    return remaining(decision)
+
+
+async def test_a_request_is_charged_in_two_claims_and_settled(limiter: MemoryLimiter) -> None:
+    assert remaining(await limiter.reserve(Claim(FIRST, QUOTA, requests=1))) == (59, 1000)
+    assert remaining(await limiter.reserve(Claim(FIRST, QUOTA, tokens=400))) == (59, 600)
+    await limiter.settle(FIRST, 150)
+    assert await look(limiter) == (59, 850)
+    await limiter.settle(FIRST, 150)
+    await limiter.release(FIRST)
+    assert await look(limiter) == (59, 850)
+
+
+async def test_what_was_used_beyond_the_reservation_is_a_debt(limiter: MemoryLimiter, clock: Clock) -> None:
+    await limiter.reserve(Claim(FIRST, QUOTA, requests=1, tokens=900))
+    await limiter.settle(FIRST, 1500)
+    assert await look(limiter) == (59, -500)
+    refused = await limiter.reserve(Claim(SECOND, QUOTA, tokens=100))
+    assert refused.refusal == Refusal("tokens", 1000, 100, 36_000)
+    clock.ms += 36_000
+    assert remaining(await limiter.reserve(Claim(SECOND, QUOTA, tokens=100))) == (60, 0)
+
+
+async def test_a_refused_second_claim_gives_the_first_back(limiter: MemoryLimiter) -> None:
+    quota = QUOTA._replace(concurrent=1)
+    await limiter.reserve(Claim(FIRST, quota, requests=1))
+    decision = await limiter.reserve(Claim(FIRST, quota, tokens=1001))
+    assert decision.refusal == Refusal("tokens", 1000, 1001, None)
+    assert remaining(decision) == (60, 1000)
+    assert (await limiter.reserve(Claim(SECOND, quota, requests=1))).refusal is None
+
+
+async def test_tokens_that_may_have_been_used_stay_until_they_are_settled(limiter: MemoryLimiter) -> None:
+    await limiter.reserve(Claim(FIRST, QUOTA, requests=1, tokens=700))
+    decision = await limiter.reserve(Claim(FIRST, QUOTA, tokens=700))
+    assert remaining(decision) == (60, 300)
+    await limiter.settle(FIRST, 500)
+    assert await look(limiter) == (60, 500)
+
+
+async def test_a_refused_claim_charges_nothing(limiter: MemoryLimiter) -> None:
+    decision = await limiter.reserve(Claim(FIRST, QUOTA, requests=1, tokens=1001))
+    assert remaining(decision) == (60, 1000)
+    for holder in (FIRST, SECOND):
+        await limiter.reserve(Claim(holder, QUOTA, requests=1))
+    decision = await limiter.reserve(Claim(THIRD, QUOTA, requests=1, tokens=10))
+    assert decision.refusal == Refusal("concurrent", 2, 1, 1000)
+    assert remaining(decision) == (58, 1000)
+
+
+async def test_the_limit_with_the_longest_wait_refuses(limiter: MemoryLimiter) -> None:
+    quota = Quota(requests_per_minute=1, tokens_per_minute=1000, concurrent=1)
+    await limiter.reserve(Claim(FIRST, quota, requests=1, tokens=1000))
+    decision = await limiter.reserve(Claim(SECOND, quota, requests=1, tokens=500))
+    assert decision.refusal == Refusal("requests", 1, 1, 60_000)
+
+
+async def test_a_released_request_was_never_there(limiter: MemoryLimiter) -> None:
+    await limiter.reserve(Claim(FIRST, QUOTA, requests=1, tokens=400))
+    await limiter.release(FIRST)
+    await limiter.release(FIRST)
+    await limiter.settle(FIRST, 400)
+    assert await look(limiter) == (60, 1000)
+
+
+async def test_slots_of_a_gateway_that_died_come_free(limiter: MemoryLimiter, clock: Clock) -> None:
+    for holder in (FIRST, SECOND):
+        await limiter.reserve(Claim(holder, QUOTA, requests=1))
+    clock.ms += 20_000
+    await limiter.renew([SECOND, THIRD])
+    clock.ms += 9_999
+    assert (await limiter.reserve(Claim(THIRD, QUOTA))).refusal == Refusal("concurrent", 2, 1, 1000)
+    clock.ms += 1
+    assert (await limiter.reserve(Claim(THIRD, QUOTA))).refusal is None
+    await limiter.renew([FIRST])
+    await limiter.release(THIRD)
+    assert (await limiter.reserve(Claim(THIRD, QUOTA))).refusal is None
+
+
+async def test_keys_have_nothing_in_common(limiter: MemoryLimiter) -> None:
+    await limiter.reserve(Claim(FIRST, QUOTA, requests=1, tokens=1000))
+    decision = await limiter.reserve(Claim(Holder("other", "first"), QUOTA, requests=1, tokens=1000))
+    assert decision.refusal is None
+
+
+async def test_a_key_without_limits_always_passes(limiter: MemoryLimiter) -> None:
+    for n in range(100):
+        claim = Claim(Holder("key", str(n)), Quota(), requests=1, tokens=10**9)
+        assert await limiter.reserve(claim) == Decision(None, None, None)
