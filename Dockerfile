@@ -32,7 +32,8 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends bash g++ libnuma1 tini wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --create-home --shell /bin/bash chat \
-    && install --directory --owner chat --group chat --mode 0700 /home/chat/.cache /home/chat/.ray
+    && install --directory --owner chat --group chat --mode 0700 /home/chat/.cache /home/chat/.ray \
+        /home/chat/.local /home/chat/.local/state
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /app /app
 ENV PATH=/opt/venv/bin:${PATH} \

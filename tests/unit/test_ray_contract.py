@@ -15,6 +15,7 @@ def test_the_version_is_the_pinned_one() -> None:
 
 def test_the_client_has_what_we_read() -> None:
     assert callable(ray_seam._get_global_client)
+    assert ray_seam.behind_haproxy() is False
     assert isinstance(ServeControllerClient.http_config, property)
     assert list(inspect.signature(ServeControllerClient.get_serve_details).parameters) == ["self"]
 
