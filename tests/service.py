@@ -80,6 +80,7 @@ def running_service(
     key = "" if plain else secrets.token_hex(16)
     scratch = tempfile.TemporaryDirectory(prefix="vchat-", dir="/tmp")
     variables = {"RAY_TMPDIR": scratch.name} if plain else {**environment({}, folder), "PROXY_API_KEY": key}
+    variables["XDG_STATE_HOME"] = str(folder / "state")
     serve = Path(sys.executable).with_name("serve")
     supervise = [sys.executable, "-m", "cli.launcher.supervisor", folder / "ray_logs", serve, "run", config]
     log = folder / "serve.log"

@@ -1,7 +1,9 @@
 """The gateway's ASGI app: request id, route, key and limits, and then the answer."""
 
 import logging
+import re
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -11,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from serve_app.gateway import reports
 from serve_app.gateway.body import ClientLeft
 from serve_app.gateway.call import Call
+from serve_app.gateway.edge import REQUEST_ID
 from serve_app.gateway.errors import (
     JSON,
     GatewayError,
@@ -40,42 +43,28 @@ from serve_app.gateway.translate import internal_error
 from serve_app.ledger.usage import UsageReports
 from serve_app.telemetry.metrics import CONTENT_TYPE
 
+# What may go into logs and into the ids of answers.
+SAFE_ID = re.compile(rb"[A-Za-z0-9-]{1,64}")
+
 logger = logging.getLogger("ray.serve")
 
 
+@dataclass(frozen=True, kw_only=True)
 class GatewayApp:
     """Answers every request that reaches a gateway replica."""
 
-    def __init__(
-        self,
-        models: Models,
-        keyring: Keyring,
-        limits: RequestLimits,
-        quota: Quota,
-        inference: Inference,
-        usage: UsageReports,
-        registries: list[CollectorRegistry],
-        *,
-        sees_clients: bool,
-    ) -> None:
-        """Args:
-        models: what is served.
-        keyring: who may use it.
-        limits: of all keys.
-        quota: of a key without limits of its own.
-        inference: answers the model routes.
-        usage: answers `/api/usage`.
-        registries: metrics of the gateway's own.
-        sees_clients: whether connections come from clients themselves and not from a proxy.
-        """
-        self._models = models
-        self._keyring = keyring
-        self._limits = limits
-        self._quota = quota
-        self._inference = inference
-        self._usage = usage
-        self._registries = registries
-        self._sees_clients = sees_clients
+    models: Models
+    keyring: Keyring
+    limits: RequestLimits
+    quota: Quota
+    """Of a key without limits of its own."""
+    inference: Inference
+    """Answers the model routes."""
+    usage: UsageReports
+    registries: list[CollectorRegistry]
+    """The gateway's own metrics."""
+    sees_clients: bool
+    """Whether connections come from clients themselves and not from a proxy."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -86,9 +75,9 @@ class GatewayApp:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = uuid.uuid4().hex
+        request_id = _request_id(scope)
         calls: list[Call] = []
-        send = with_headers(send, request_id, lambda: _limit_headers(calls))
+        send = with_headers(send, lambda: _limit_headers(calls))
         try:
             await self._route(scope, receive, send, request_id, calls)
         except ClientLeft:
@@ -103,20 +92,20 @@ class GatewayApp:
         path: str = scope["path"]
         if path == HEALTH:
             _require(scope, "GET", "HEAD")
-            health = reports.health(self._models)
+            health = reports.health(self.models)
             return await _send_json(send, health, status=200 if health.model_loaded else 503)
-        address = scope["client"][0] if self._sees_clients and scope.get("client") else ""
-        caller = self._keyring.authenticate(scope["headers"], address)
+        address = scope["client"][0] if self.sees_clients and scope.get("client") else ""
+        caller = self.keyring.authenticate(scope["headers"], address)
         if path == METRICS:
             _require(scope, "GET", "HEAD")
             if "admin" not in caller.features:
                 raise InsufficientScope(path)
-            text = reports.metrics(self._models, self._registries)
+            text = reports.metrics(self.models, self.registries)
             return await send_bytes(200, text, send, [(b"content-type", CONTENT_TYPE.encode())])
         call = await self._admit(caller, path, request_id)
         calls.append(call)
         if (route := MODEL_ROUTES.get(path)) is not None and scope["method"] == "POST":
-            return await self._inference.answer(call, route, scope, receive, send)
+            return await self.inference.answer(call, route, scope, receive, send)
         try:
             body = await self._read(scope, caller)
         finally:
@@ -127,13 +116,13 @@ class GatewayApp:
         caller.require_endpoint(path)
         own = caller.limits
         quota = Quota(
-            own.requests_per_minute or self._quota.requests_per_minute,
-            own.tokens_per_minute or self._quota.tokens_per_minute,
-            own.concurrent or self._quota.concurrent,
+            own.requests_per_minute or self.quota.requests_per_minute,
+            own.tokens_per_minute or self.quota.tokens_per_minute,
+            own.concurrent or self.quota.concurrent,
         )
         if "admin" in caller.features:
             quota = Quota(own.requests_per_minute, own.tokens_per_minute, own.concurrent)
-        reservation = await self._limits.open(Holder(caller.id, request_id), quota)
+        reservation = await self.limits.open(Holder(caller.id, request_id), quota)
         return Call(request_id, caller, quota, reservation)
 
     async def _read(self, scope: Scope, caller: Caller) -> msgspec.Struct:
@@ -143,15 +132,21 @@ class GatewayApp:
             _require(scope, "POST")
         if path in MODEL_LISTS:
             _require(scope, "GET", "HEAD")
-            return reports.model_list(self._models.visible(caller))
+            return reports.model_list(self.models.visible(caller))
         if path.startswith(MODEL_PREFIX):
             _require(scope, "GET", "HEAD")
-            return reports.model_card(self._models.get(path.removeprefix(MODEL_PREFIX), caller))
+            return reports.model_card(self.models.get(path.removeprefix(MODEL_PREFIX), caller))
         if path == USAGE:
             _require(scope, "GET", "HEAD")
             is_admin = "admin" in caller.features
-            return await self._usage.answer(scope["query_string"], key_id=caller.id, is_admin=is_admin)
+            return await self.usage.answer(scope["query_string"], key_id=caller.id, is_admin=is_admin)
         raise NotFound("There is no such route.")
+
+
+def _request_id(scope: Scope) -> str:
+    """The id that Serve answers with as `x-request-id`: ours (edge.py), or without that the client's or Serve's."""
+    given = next((value for name, value in scope["headers"] if name == REQUEST_ID), b"")
+    return given.decode("ascii") if SAFE_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _limit_headers(calls: list[Call]) -> list[tuple[bytes, bytes]]:

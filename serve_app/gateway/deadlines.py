@@ -1,6 +1,7 @@
 """How long each part of an answer may take, by the service's settings and by the client's own headers."""
 
 import math
+from typing import Protocol
 
 from pydantic import Field
 
@@ -27,19 +28,19 @@ class DeadlinesConfig(Closed):
     """Silence in a stream after which a comment is sent."""
 
 
-class Progress:
+class Progress(Protocol):
     """What the engine has done for one request, in the event loop's time.
 
-    Written by those who dispatch the request and see its tokens. A stream can be silent while tokens come (a tool
-    call is being collected), and an answer without a stream always is, so the deadlines go by this.
+    A stream can be silent while tokens come (a tool call is being collected), and an answer without a stream
+    always is, so the deadlines go by this.
     """
 
-    __slots__ = ("dispatched", "token")
+    @property
+    def dispatched(self) -> float | None:
+        """When the request went to a replica; None: it has not, or its deadlines do not run now."""
 
-    def __init__(self) -> None:
-        self.dispatched: float | None = None
-        """When the request went to a replica."""
-        self.token: float | None = None
+    @property
+    def token(self) -> float | None:
         """When its last token came, or the request moved to another replica."""
 
 

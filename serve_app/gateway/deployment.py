@@ -17,8 +17,7 @@ from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.cors import Cors, parse_origins
 from serve_app.gateway.inference import Inference
 from serve_app.gateway.keys.keyring import Keyring
-from serve_app.gateway.limits import redis
-from serve_app.gateway.limits.actor import FAILURES, ActorLimiter
+from serve_app.gateway.limits import actor, redis
 from serve_app.gateway.limits.fallback import FallbackLimiter
 from serve_app.gateway.limits.limiter import Limiter
 from serve_app.gateway.limits.memory import MemoryLimiter
@@ -26,7 +25,7 @@ from serve_app.gateway.limits.requests import RequestLimits
 from serve_app.gateway.models import Model, Models
 from serve_app.gateway.policy.check import Policy
 from serve_app.ledger.usage import UsageReports
-from serve_app.ledger.writer import open_ledger
+from serve_app.ledger.writer import Ledger, open_ledger
 from serve_app.ray_seam import behind_haproxy
 
 logger = logging.getLogger("ray.serve")
@@ -53,13 +52,13 @@ class Gateway:
         registries = [registry, self._keyring.metrics, *([self._ledger.metrics] if self._ledger else [])]
         self._app = Cors(
             GatewayApp(
-                self._models,
-                self._keyring,
-                self._limits,
-                config.limits.quota(),
-                Inference(self._models, Policy(config.policy), self._ledger, config),
-                UsageReports(self._ledger),
-                registries,
+                models=self._models,
+                keyring=self._keyring,
+                limits=self._limits,
+                quota=config.limits.quota(),
+                inference=Inference(self._models, Policy(config.policy), self._ledger, config),
+                usage=UsageReports(self._ledger),
+                registries=registries,
                 sees_clients=not behind_haproxy(),
             ),
             parse_origins(os.environ.get("CORS_ORIGINS", "")),
@@ -73,8 +72,9 @@ class Gateway:
 
     def __del__(self) -> None:
         """Serve calls this when the gateway has drained."""
-        if getattr(self, "_ledger", None) is not None:
-            self._ledger.close()
+        ledger: Ledger | None = getattr(self, "_ledger", None)
+        if ledger is not None:
+            ledger.close()
 
     async def _run(self) -> None:
         host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
@@ -87,13 +87,15 @@ class Gateway:
 def _open_limiter(config: GatewayConfig, shared: DeploymentHandle[Any] | None, registry: CollectorRegistry) -> Limiter:
     """In this process for one gateway; for several in Redis, or else in an actor of the service's own."""
     local = MemoryLimiter(config.limits.lease_s)
+    failures = actor.FAILURES
     if (url := config.limits.redis_url()) is not None:
-        in_redis = redis.RedisLimiter(redis.connect(url), config.limits.lease_s)
-        return FallbackLimiter(in_redis, local, config.replicas, redis.FAILURES, registry)
-    if shared is not None:
-        in_actor = ActorLimiter(lambda method, *arguments: getattr(shared, method).remote(*arguments))
-        return FallbackLimiter(in_actor, local, config.replicas, FAILURES, registry)
-    return local
+        one: Limiter = redis.RedisLimiter(redis.connect(url), config.limits.lease_s)
+        failures = redis.FAILURES
+    elif shared is not None:
+        one = actor.ActorLimiter(lambda method, *arguments: getattr(shared, method).remote(*arguments))
+    else:
+        return local
+    return FallbackLimiter(one, local, gateways=config.replicas, failures=failures, registry=registry)
 
 
 def _exit_on_error(task: asyncio.Task[None]) -> None:

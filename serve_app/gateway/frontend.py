@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from ray.serve.handle import DeploymentHandle
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.entrypoints.anthropic.api_router import attach_router as attach_anthropic
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.openai.chat_completion.api_router import attach_router as attach_chat
@@ -44,6 +44,7 @@ class Frontend:
 
     def __init__(
         self,
+        *,
         app: FastAPI,
         fleet: FleetClient,
         engine: AsyncLLM,
@@ -72,19 +73,23 @@ class Frontend:
         """Tokens of prompt and answer together."""
         return int(self._engine.model_config.max_model_len)
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send, busy_from: int) -> None:
-        """Have vLLM answer one request.
+    def app(self, busy_from: int) -> ASGIApp:
+        """vLLM's app.
 
-        With `busy_from` open requests or more, a chunk of the stream carries two tokens: under load most of a
+        With `busy_from` open requests or more, a chunk of a stream carries two tokens: under load most of a
         gateway's work is one JSON object and one write to a socket for each chunk.
         """
-        self._open += 1
-        busy = self._open >= busy_from
-        self._engine.output_processor.stream_interval = max(self._stream_interval, 2 if busy else 1)
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._open -= 1
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            self._open += 1
+            busy = self._open >= busy_from
+            self._engine.output_processor.stream_interval = max(self._stream_interval, 2 if busy else 1)
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._open -= 1
+
+        return answer
 
     def close(self) -> None:
         self._engine.shutdown()
@@ -94,6 +99,7 @@ async def open_frontend(
     model: ModelConfig,
     replicas: DeploymentHandle[Any],
     description: Description,
+    *,
     host: str,
     on_replica_lost: Callable[[], None],
     admission: AdmissionConfig,
@@ -109,7 +115,14 @@ async def open_frontend(
     engine.renderer.start_mm_warmup_in_background()
     app = _routes(arguments, description.tasks, config)
     await init_app_state(engine, app.state, arguments, description.tasks)
-    return Frontend(app, fleet, engine, adopt_vllm_metrics(), admission, _reasoning_counter(arguments, engine))
+    return Frontend(
+        app=app,
+        fleet=fleet,
+        engine=engine,
+        metrics=adopt_vllm_metrics(),
+        admission=admission,
+        count_reasoning=_reasoning_counter(arguments, engine),
+    )
 
 
 def _reasoning_counter(arguments: Namespace, engine: AsyncLLM) -> Callable[[Sequence[int]], int]:

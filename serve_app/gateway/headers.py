@@ -14,22 +14,21 @@ COMMON: Headers = [
 ]
 # Keeps nginx and what is built on it from holding a stream back.
 UNBUFFERED = (b"x-accel-buffering", b"no")
-# The server adds these two itself; anything that names the software is dropped.
-DROPPED = frozenset({b"server", b"date", b"x-powered-by", b"connection"})
+# Serve and its server add id, name and date themselves; anything else that names the software is dropped.
+DROPPED = frozenset({b"x-request-id", b"server", b"date", b"x-powered-by", b"connection"})
 
 
-def with_headers(send: Send, request_id: str, limits: Callable[[], Iterable[tuple[bytes, bytes]]] = tuple) -> Send:
+def with_headers(send: Send, limits: Callable[[], Iterable[tuple[bytes, bytes]]] = tuple) -> Send:
     """A `send` that gives every answer the service's headers, in place of those of the same name.
 
     Args:
         send: the client's.
-        request_id: goes out as `x-request-id`.
         limits: the rate limit headers, asked for when the answer begins.
     """
 
     def sending(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
-            ours = [(b"x-request-id", request_id.encode("latin-1")), *COMMON, *limits()]
+            ours = [*COMMON, *limits()]
             message = {**message, "headers": _combine(message.get("headers", ()), ours)}
         return send(message)
 

@@ -103,7 +103,9 @@ class Inference:
             await call.reservation.settle(used.prompt_tokens + used.output_tokens)
         if self._ledger is None:
             return
-        reasoning = sum(map(call.frontend.count_reasoning, call.ticket.answers())) if call.frontend and call.ticket else 0
+        reasoning = (
+            sum(map(call.frontend.count_reasoning, call.ticket.answers())) if call.frontend and call.ticket else 0
+        )
         self._ledger.add(
             Row(
                 time=call.arrived,

@@ -34,11 +34,12 @@ class Model:
         self.frontend: Frontend | None = None
         self.description: Description | None = None
 
-
     async def open(self, host: str, watch: FleetWatch, admission: AdmissionConfig) -> None:
         """Wait for the first replica and build the front end."""
         self.description = await self.handle.describe.remote()
-        self.frontend = await open_frontend(self.config, self.handle, self.description, host, watch.wake, admission)
+        self.frontend = await open_frontend(
+            self.config, self.handle, self.description, host=host, on_replica_lost=watch.wake, admission=admission
+        )
         logger.info("model %s is ready", self.config.id)
 
 

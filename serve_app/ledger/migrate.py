@@ -11,8 +11,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 
-from serve_app.settings import ConfigError
 from serve_app.ledger.database import for_writing, lock_file, place
+from serve_app.settings import ConfigError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK = 0x564C4C4D  # PostgreSQL's advisory locks are numbers

@@ -14,11 +14,11 @@ import yaml
 from typer.testing import Result
 
 from cli import keys_file
-from serve_app.settings import ConfigError
 from serve_app.gateway.errors import Unauthorized
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.keys.keyring import Keyring, KeysConfig
 from serve_app.gateway.keys.record import KeyRecord, Limits
+from serve_app.settings import ConfigError
 from tests.cli.program import run
 from tests.cli.terminal import ROOT
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 
-from serve_app.settings import ConfigError
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.keys.record import KeyRecord, Scheme, Secret
+from serve_app.settings import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from pydantic import Field
 
-from serve_app.settings import Closed, ConfigError
 from serve_app.gateway.errors import BadRequest, Headers, Unauthorized
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.keys.failures import Failures
 from serve_app.gateway.keys.key_set import KeySet
 from serve_app.gateway.keys.source import Source
+from serve_app.settings import Closed, ConfigError
 
 logger = logging.getLogger("ray.serve")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from serve_app.settings import Closed, ConfigError, describe_errors
 from serve_app.gateway.keys.record import KeyRecord
+from serve_app.settings import Closed, ConfigError, describe_errors
 
 # Per file: its real path and what changes when it is written. Kubernetes swaps the `..data` symlink under the paths.
 Stamp = tuple[tuple[str, int, int, int, int], ...]

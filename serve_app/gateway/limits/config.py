@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import Field, PositiveInt, SecretStr
 
-from serve_app.settings import Closed, ConfigError
 from serve_app.gateway.limits.limiter import Quota
+from serve_app.settings import Closed, ConfigError
 
 SCHEMES = ("redis://", "rediss://", "unix://")
 

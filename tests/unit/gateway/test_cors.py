@@ -143,7 +143,7 @@ async def answered(headers: list[tuple[bytes, bytes]], limits: list[tuple[bytes,
     async def send(message: Message) -> None:
         sent.append(message)
 
-    wrapped = with_headers(send, "req-1", lambda: limits)
+    wrapped = with_headers(send, lambda: limits)
     await wrapped({"type": "http.response.start", "status": 200, "headers": headers})
     await wrapped({"type": "http.response.body", "body": b"x", "more_body": True})
     assert sent[1] == {"type": "http.response.body", "body": b"x", "more_body": True}
@@ -152,7 +152,6 @@ async def answered(headers: list[tuple[bytes, bytes]], limits: list[tuple[bytes,
 
 
 OURS = [
-    (b"x-request-id", b"req-1"),
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.gateway.deadlines import DeadlinesConfig, Progress
+from serve_app.gateway.deadlines import DeadlinesConfig
 from serve_app.gateway.errors import GatewayError, Overloaded, Style
 from serve_app.gateway.response import Answer
+from tests.unit.gateway.progress import Progress
 from tests.virtual_time import now, run
 
 SCOPE: Scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}

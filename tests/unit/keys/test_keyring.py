@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from serve_app.settings import ConfigError
 from serve_app.gateway.errors import BadRequest, GatewayError, Headers, InsufficientScope, TooManyAttempts, Unauthorized
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.keys.keyring import Keyring, KeysConfig
 from serve_app.gateway.keys.record import KeyRecord, Limits
+from serve_app.settings import ConfigError
 from tests.unit.keys.files import CREATED, bearer, digest, keyring, record, write
 
 KEY = "sk-vc-a1b2c3d4e5-" + "x" * 43 + "-0AbC12"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app.settings import ConfigError
 from serve_app.gateway.errors import Unauthorized
 from serve_app.gateway.keys.keyring import Keyring, KeysConfig
+from serve_app.settings import ConfigError
 from tests.unit.keys.files import SecretVolume, bearer, digest, keyring, record, write, write_text
 
 ONE, TWO = record("one0000000", "first"), record("two0000000", "second")

@@ -5,10 +5,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import URL, inspect, text
 
-from serve_app.settings import ConfigError
 from serve_app.ledger.database import connect
 from serve_app.ledger.migrate import migrate
 from serve_app.ledger.schema import metadata
+from serve_app.settings import ConfigError
 from tests.unit.ledger.processes import Gateway, start
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from serve_app.settings import ConfigError
 from serve_app.ledger.database import connect, place
 from serve_app.ledger.settings import LedgerConfig, database_url
+from serve_app.settings import ConfigError
 
 WITH_PASSWORD = "postgresql://chat:s3cret@db.example:5433/usage?sslmode=require"
 

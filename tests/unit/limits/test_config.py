@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.settings import ConfigError
 from serve_app.gateway.limits.config import LimitsConfig
 from serve_app.gateway.limits.limiter import Quota
+from serve_app.settings import ConfigError
 
 
 def test_without_settings_there_are_no_limits() -> None:
