@@ -7,9 +7,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,8 @@ class Service:
     key: str
     process: psutil.Process
     log: Path
+    keys: dict[str, str] = field(default_factory=dict)
+    """Keys of the keys file, by name."""
 
     @property
     def http(self) -> httpx.Client:
@@ -68,19 +70,34 @@ class Service:
 
 @contextmanager
 def running_service(
-    folder: Path, models: list[dict[str, Any] | str], plain: bool = False, gateways: int = 1
+    folder: Path,
+    models: list[dict[str, Any] | str],
+    *,
+    plain: bool = False,
+    gateway: dict[str, Any] | None = None,
+    keys: dict[str, Sequence[str]] | None = None,
+    variables: dict[str, str] | None = None,
 ) -> Iterator[Service]:
     """Start the service with these models, wait until all of them answer, and end it with all its processes.
 
-    `plain`: as `serve run` alone starts it, without the launcher's variables and without a key.
+    Args:
+        folder: for its files.
+        models: what it serves.
+        plain: as `serve run` alone starts it, without the launcher's variables and without a key.
+        gateway: settings of the gateway.
+        keys: names of keys, with the options of `vllm-chat keys create` for each.
+        variables: environment of the service.
     """
     port = free_port()
     config = folder / "serve_config.yaml"
-    config.write_text(yaml.safe_dump(serve_config(port, models, gateways)))
+    config.write_text(yaml.safe_dump(serve_config(port, models, gateway or {})))
     key = "" if plain else secrets.token_hex(16)
     scratch = tempfile.TemporaryDirectory(prefix="vchat-", dir="/tmp")
-    variables = {"RAY_TMPDIR": scratch.name} if plain else {**environment({}, folder), "PROXY_API_KEY": key}
-    variables["XDG_STATE_HOME"] = str(folder / "state")
+    own = {"RAY_TMPDIR": scratch.name} if plain else {**environment({}, folder), "PROXY_API_KEY": key}
+    own["XDG_STATE_HOME"] = str(folder / "state")
+    made = {name: make_key(folder / "keys.yaml", name, options) for name, options in (keys or {}).items()}
+    if made:
+        own["KEYS_FILE"] = str(folder / "keys.yaml")
     serve = Path(sys.executable).with_name("serve")
     supervise = [sys.executable, "-m", "cli.launcher.supervisor", folder / "ray_logs", serve, "run", config]
     log = folder / "serve.log"
@@ -90,22 +107,28 @@ def running_service(
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**clean_environment(), **variables},
+            env={**clean_environment(), **own, **(variables or {})},
             start_new_session=True,
         )
         try:
-            service = Service(f"http://127.0.0.1:{port}", key, psutil.Process(started.pid), log)
+            service = Service(f"http://127.0.0.1:{port}", key, psutil.Process(started.pid), log, made)
             wait_for(service.ready, "the service's start", START_S)
             yield service
         finally:
             started.communicate(timeout=30)
 
 
-def serve_config(port: int, models: list[dict[str, Any] | str], gateways: int) -> dict[str, Any]:
-    """The shipped Serve config with another port, other models and more gateways."""
+def make_key(file: Path, name: str, options: Sequence[str]) -> str:
+    """A new key in a keys file, as an operator makes one."""
+    command = [sys.executable, "-m", "cli", "keys", "create", name, "--file", str(file), *options]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def serve_config(port: int, models: list[dict[str, Any] | str], gateway: dict[str, Any]) -> dict[str, Any]:
+    """The shipped Serve config with another port, other models and other settings of the gateway."""
     config: dict[str, Any] = yaml.safe_load(Path("serve_config.yaml").read_text())
     config["http_options"]["port"] = port
-    config["applications"][0]["args"] = {"models": models, "gateway": {"replicas": gateways}}
+    config["applications"][0]["args"] = {"models": models, "gateway": gateway}
     return config
 
 
