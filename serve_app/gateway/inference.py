@@ -93,6 +93,7 @@ class Inference:
             await answer.run(frontend.app(self._config.busy_from), inner, replay(request.body, receive))
         finally:
             tickets.current.reset(token)
+            ticket.close()
             call.status, call.error, call.client_left = answer.status, answer.error, answer.client_left
 
     async def _account(self, call: Call, path: str) -> None:

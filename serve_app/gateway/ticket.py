@@ -75,7 +75,7 @@ class Ticket:
         self._deadline = deadline
         self._bounded = bounded
         self._available = available
-        self._slots: dict[Entry, Slot] = {}
+        self._pooling: asyncio.Future[Slot] | None = None
 
     @property
     def dispatched(self) -> float | None:
@@ -116,9 +116,9 @@ class Ticket:
         """Wait until a request may go to a replica. One that may not is never let in: its answer is called off."""
         try:
             self._fit(entry)
-            await self._reservation.reserve_tokens(entry.prompt_tokens + entry.most_tokens)
             cost = entry.prompt_tokens + entry.most_tokens
-            slot = await self._admission.enter(self._caller.id, self._caller.tier, cost, self._deadline)
+            await self._reservation.reserve_tokens(cost)
+            await (self._enter(entry, cost) if entry.most_tokens else self._enter_once(cost))
         except GatewayError as refusal:
             self.refusal = self.refusal or refusal
             if self.on_refusal is not None:
@@ -126,10 +126,26 @@ class Ticket:
             # Raised here, it would pass through vLLM, which logs a traceback for each.
             await asyncio.Event().wait()
             raise
-        self._slots[entry] = slot
         self.entries.append(entry)
+
+    def close(self) -> None:
+        """The request has ended: give back what its requests to the engine core do not give back themselves."""
+        if self._pooling is None:
+            return
+        if not self._pooling.cancel() and self._pooling.exception() is None:
+            self._pooling.result().leave(sum(entry.prompt_tokens for entry in self.entries))
+
+    async def _enter(self, entry: Entry, cost: int) -> None:
+        slot = await self._admission.enter(self._caller.id, self._caller.tier, cost, self._deadline)
         entry.on_first_token = slot.first_token
         entry.on_close = lambda: slot.leave(entry.prompt_tokens + len(entry.tokens))
+
+    async def _enter_once(self, cost: int) -> None:
+        """One place for all texts of a request that is not generated from: they are many, short and come at once."""
+        if self._pooling is None:
+            entering = self._admission.enter(self._caller.id, self._caller.tier, cost, self._deadline)
+            self._pooling = asyncio.ensure_future(entering)
+        await asyncio.shield(self._pooling)
 
     def _fit(self, entry: Entry) -> None:
         """Bound an answer whose length the client leaves open by what the key may use at all."""
