@@ -33,6 +33,8 @@ class Shared(MemoryLimiter):
         self.calls += 1
         if (wait := self.mood()) is not None:
             await wait
+            for _ in range(3):
+                await asyncio.sleep(0)
         return await super().reserve(claim)
 
 
