@@ -26,11 +26,11 @@ Feature = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 class Limits(Closed):
     """What a key may use; null: the service's default, and without one no limit."""
 
-    requests_per_minute: PositiveInt | None = None
+    requests_per_minute: PositiveInt | None = Field(default=None, le=10**9)
     """Requests a minute."""
-    tokens_per_minute: PositiveInt | None = None
+    tokens_per_minute: PositiveInt | None = Field(default=None, le=10**9)
     """Prompt and output tokens a minute."""
-    concurrent: PositiveInt | None = None
+    concurrent: PositiveInt | None = Field(default=None, le=10**6)
     """Requests at the same time."""
     max_tokens: PositiveInt | None = None
     """Output tokens of one request."""
