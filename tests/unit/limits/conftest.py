@@ -2,19 +2,15 @@
 
 import asyncio
 import pickle
-import shutil
-import signal
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from pydantic import SecretStr
 
 from serve_app.gateway.limits.memory import MemoryLimiter
+from tests.redis_server import RedisServer, running_redis
 
 
 class Clock:
@@ -39,38 +35,6 @@ class Elsewhere:
         return pickle.loads(pickle.dumps(await getattr(self._limiter, method)(*sent)))  # noqa: S301
 
 
-class RedisServer:
-    """A redis-server on a free port of the loopback, without persistence."""
-
-    def __init__(self, binary: str, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self._command = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
-        self._command += ["--save", "", "--appendonly", "no"]
-        self.url = SecretStr(f"redis://127.0.0.1:{self.port}/0")
-        self.start()
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        client = redis.Redis(port=self.port, socket_timeout=5)
-        for _ in range(10_000):
-            try:
-                client.ping()
-            except redis.ConnectionError:
-                assert self._process.poll() is None
-            else:
-                break
-        client.close()
-
-    def send(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -78,7 +42,7 @@ def clock() -> Clock:
 
 @pytest.fixture(scope="session")
 def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    yield from _running(tmp_path_factory.mktemp("redis"))
+    yield from running_redis(tmp_path_factory.mktemp("redis"))
 
 
 @pytest.fixture
@@ -94,15 +58,4 @@ def redis_server(shared_redis: RedisServer) -> RedisServer:
 @pytest.fixture
 def mortal_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """A Redis of the test's own, to stop and to kill."""
-    yield from _running(tmp_path)
-
-
-def _running(folder: Path) -> Iterator[RedisServer]:
-    binary = shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("redis-server is not installed")
-    server = RedisServer(binary, folder)
-    try:
-        yield server
-    finally:
-        server.kill()
+    yield from running_redis(tmp_path)

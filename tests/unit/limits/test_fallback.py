@@ -15,7 +15,8 @@ from serve_app.gateway.limits.fallback import FallbackLimiter, share
 from serve_app.gateway.limits.limiter import Claim, Decision, Holder, Limiter, Quota, Refusal
 from serve_app.gateway.limits.memory import MemoryLimiter
 from serve_app.gateway.limits.redis import RedisLimiter, connect
-from tests.unit.limits.conftest import Clock, RedisServer
+from tests.redis_server import RedisServer
+from tests.unit.limits.conftest import Clock
 
 QUOTA = Quota(requests_per_minute=60, tokens_per_minute=1000, concurrent=8)
 FIRST, SECOND = Holder("key", "first"), Holder("key", "second")

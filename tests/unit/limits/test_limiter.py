@@ -8,7 +8,8 @@ from serve_app.gateway.limits.actor import ActorLimiter
 from serve_app.gateway.limits.limiter import Claim, Decision, Holder, Limiter, Quota, Refusal
 from serve_app.gateway.limits.memory import MemoryLimiter
 from serve_app.gateway.limits.redis import RedisLimiter, connect
-from tests.unit.limits.conftest import Clock, Elsewhere, RedisServer
+from tests.redis_server import RedisServer
+from tests.unit.limits.conftest import Clock, Elsewhere
 
 QUOTA = Quota(requests_per_minute=60, tokens_per_minute=1000, concurrent=2)
 FIRST, SECOND, THIRD = (Holder("key", name) for name in ("first", "second", "third"))

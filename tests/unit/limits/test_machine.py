@@ -13,7 +13,8 @@ from serve_app.gateway.limits.actor import ActorLimiter
 from serve_app.gateway.limits.limiter import Claim, Decision, Holder, Level, Limiter, Quota
 from serve_app.gateway.limits.memory import MemoryLimiter
 from serve_app.gateway.limits.redis import RedisLimiter, connect
-from tests.unit.limits.conftest import Clock, Elsewhere, RedisServer
+from tests.redis_server import RedisServer
+from tests.unit.limits.conftest import Clock, Elsewhere
 from tests.unit.limits.model import Model
 
 LEASE_S = 30

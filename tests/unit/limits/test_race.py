@@ -10,7 +10,8 @@ from serve_app.gateway.limits.actor import ActorLimiter
 from serve_app.gateway.limits.limiter import Claim, Holder, Limiter, Quota
 from serve_app.gateway.limits.memory import MemoryLimiter
 from serve_app.gateway.limits.redis import RedisLimiter, connect
-from tests.unit.limits.conftest import Clock, Elsewhere, RedisServer
+from tests.redis_server import RedisServer
+from tests.unit.limits.conftest import Clock, Elsewhere
 
 GATEWAYS = 6
 EACH = 60

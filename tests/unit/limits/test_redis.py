@@ -8,7 +8,8 @@ from redis.crc import key_slot
 
 from serve_app.gateway.limits.limiter import Claim, Holder, Quota
 from serve_app.gateway.limits.redis import RedisLimiter, connect
-from tests.unit.limits.conftest import Clock, RedisServer
+from tests.redis_server import RedisServer
+from tests.unit.limits.conftest import Clock
 
 QUOTA = Quota(requests_per_minute=60, tokens_per_minute=1000, concurrent=1)
 FIRST, SECOND = Holder("key", "first"), Holder("key", "second")
