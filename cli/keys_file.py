@@ -35,9 +35,9 @@ class _Closed(BaseModel):
 
 
 class Limits(_Closed):
-    requests_per_minute: PositiveInt | None = None
-    tokens_per_minute: PositiveInt | None = None
-    concurrent: PositiveInt | None = None
+    requests_per_minute: PositiveInt | None = Field(default=None, le=10**9)
+    tokens_per_minute: PositiveInt | None = Field(default=None, le=10**9)
+    concurrent: PositiveInt | None = Field(default=None, le=10**6)
     max_tokens: PositiveInt | None = None
     context: PositiveInt | None = None
 

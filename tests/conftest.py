@@ -10,7 +10,6 @@ from serve_app.config import load_model
 from tests.models import write_embedding_model
 from tests.service import Service, running_service
 
-
 # Keys of the service, with the options of `vllm-chat keys create`.
 KEYS: dict[str, list[str]] = {
     "plain": [],

@@ -95,7 +95,9 @@ Overlap = Annotated[
     typer.Option(parser=_span, metavar="SPAN", help="How long the old secret still works; by default 24h, 0h for not."),
 ]
 Rpm = Annotated[int | None, typer.Option("--rpm", min=1, max=10**9, metavar="N", help="Requests a minute.")]
-Tpm = Annotated[int | None, typer.Option("--tpm", min=1, max=10**9, metavar="N", help="Tokens a minute, prompt and output.")]
+Tpm = Annotated[
+    int | None, typer.Option("--tpm", min=1, max=10**9, metavar="N", help="Tokens a minute, prompt and output.")
+]
 Concurrent = Annotated[int | None, typer.Option(min=1, max=10**6, metavar="N", help="Requests at the same time.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, metavar="N", help="Output tokens of one request.")]
 Context = Annotated[int | None, typer.Option(min=1, metavar="N", help="Prompt plus output tokens of one request.")]

@@ -1,8 +1,10 @@
 """The gateway: the Serve deployment that clients reach."""
 
 import asyncio
+import hashlib
 import logging
 import os
+import secrets
 from typing import Any
 
 import ray
@@ -56,7 +58,7 @@ class Gateway:
                 keyring=self._keyring,
                 limits=self._limits,
                 quota=config.limits.quota(),
-                inference=Inference(self._models, Policy(config.policy), self._ledger, config),
+                inference=Inference(self._models, Policy(config.policy, _cache_secret()), self._ledger, config),
                 usage=UsageReports(self._ledger),
                 registries=registries,
                 sees_clients=not behind_haproxy(),
@@ -82,6 +84,12 @@ class Gateway:
             tasks.create_task(self._models.run(host))
             tasks.create_task(self._keyring.run())
             tasks.create_task(self._limits.run())
+
+
+def _cache_secret() -> bytes:
+    """What the salts of the prefix cache are made from: the same in all gateways, where there is a PROXY_API_KEY."""
+    key = os.environ.get("PROXY_API_KEY", "")
+    return hashlib.sha256(b"cache salt of " + key.encode()).digest() if key else secrets.token_bytes(32)
 
 
 def _open_limiter(config: GatewayConfig, shared: DeploymentHandle[Any] | None, registry: CollectorRegistry) -> Limiter:

@@ -11,10 +11,19 @@ GatewayError
     ModelNotFound       404  no model of that id
     TaskNotSupported    404  the model cannot do what the route asks
     BadRequest          400  the body is not what the route takes
-    ContextLengthExceeded 400  prompt and answer do not fit into the model's context
+        ContextLengthExceeded 400  prompt and answer do not fit into the model's context
+        InvalidJSON           400  not JSON, or JSON of a kind that is not safe to read
+        UnknownParameter      400  a field that the route does not have
+        UnsupportedParameter  400  a field that callers, or this caller, may not set
+        InvalidSchema         400  a JSON schema or grammar that may be too costly to compile
+        InvalidImageURL       400  media that is not in the request itself
+        InvalidImage          400  an image that cannot be read, or is too large
+        InvalidContent        400  text that would stand for media
     Unprocessable       422  the body is well formed, but what it refers to cannot be used
     TooLarge            413  the body is over the limit
+    UnsupportedMedia    415  a content type or encoding that the route does not take
     RateLimited         429  one of the key's limits is reached
+    HeadersTooLarge     431  too many headers, or too large
     UpstreamFailed      500  the model's replica failed while it answered
     ModelLoading        503  no replica of the model can answer yet
     Overloaded          503  the model has no place for the request, or none in time
@@ -112,6 +121,34 @@ class BadRequest(GatewayError):
     status, type, code = 400, "invalid_request_error", "invalid_value"
 
 
+class InvalidJSON(BadRequest):
+    code = "invalid_json"
+
+
+class UnknownParameter(BadRequest):
+    code = "unknown_parameter"
+
+
+class UnsupportedParameter(BadRequest):
+    code = "unsupported_parameter"
+
+
+class InvalidSchema(BadRequest):
+    code = "invalid_schema"
+
+
+class InvalidImageURL(BadRequest):
+    code = "invalid_image_url"
+
+
+class InvalidImage(BadRequest):
+    code = "invalid_image"
+
+
+class InvalidContent(BadRequest):
+    code = "invalid_content"
+
+
 class ContextLengthExceeded(BadRequest):
     code = "context_length_exceeded"
 
@@ -122,6 +159,14 @@ class Unprocessable(GatewayError):
 
 class TooLarge(GatewayError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class UnsupportedMedia(GatewayError):
+    status, type, code = 415, "invalid_request_error", "unsupported_media_type"
+
+
+class HeadersTooLarge(GatewayError):
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
 
 
 class RateLimited(GatewayError):

@@ -10,7 +10,7 @@ from serve_app.gateway.body import ClientLeft, read_body, replay
 from serve_app.gateway.call import Call
 from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.deadlines import client_deadline
-from serve_app.gateway.errors import GatewayError, TaskNotSupported, style_of
+from serve_app.gateway.errors import JSON, GatewayError, TaskNotSupported, style_of
 from serve_app.gateway.models import Models
 from serve_app.gateway.policy.check import Policy
 from serve_app.gateway.response import CLIENT_LEFT, Answer
@@ -138,5 +138,7 @@ def _finish(call: Call, used: Usage) -> Finish:
 def _inner_scope(route: ModelRoute, scope: Scope, body: bytes, request_id: str) -> Scope:
     headers = [pair for pair in scope["headers"] if pair[0] not in STEERING]
     headers += [(b"content-length", str(len(body)).encode()), (b"x-request-id", request_id.encode())]
+    if not route.multipart:
+        headers = [*(pair for pair in headers if pair[0] != b"content-type"), JSON]
     path = route.path.encode()
     return {**scope, "path": route.path, "raw_path": path, "root_path": "", "query_string": b"", "headers": headers}

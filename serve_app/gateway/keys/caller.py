@@ -25,6 +25,11 @@ class Caller:
     cache_group: str = ""
     """Callers of one group share the prefix cache; it is the key's own id unless the key names another."""
 
+    @property
+    def max_tokens(self) -> int | None:
+        """Output tokens that one request may have."""
+        return self.limits.max_tokens
+
     @classmethod
     def of(cls, record: KeyRecord) -> Self:
         """The holder of a key of the keys file."""

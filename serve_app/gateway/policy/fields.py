@@ -1,0 +1,183 @@
+"""The rules that hold other rules: objects, and choices between kinds of value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from serve_app.gateway.errors import BadRequest, UnknownParameter, UnsupportedParameter
+from serve_app.gateway.policy.rules import Kinds, Refusal, Rule, Schema, View
+
+Fields = Mapping[str, Rule]
+
+
+@dataclass(frozen=True, slots=True)
+class Object(Rule):
+    """An object with these fields and no others. What passes but goes no further is removed from the value."""
+
+    fields: Fields
+    required: tuple[str, ...] = ()
+    unknown: type[BadRequest] = UnknownParameter
+    """What a field that is not listed is called."""
+    kinds = frozenset({dict})
+
+    def check(self, value: Any, view: View) -> None:
+        if type(value) is not dict:
+            raise Refusal("must be an object")
+        removed = []
+        for name, item in value.items():
+            rule = self.fields.get(name)
+            if rule is None:
+                raise Refusal("is not a parameter that can be set here", self.unknown).under(name)
+            if item is None:
+                removed.append(name)
+                continue
+            try:
+                rule.check(item, view)
+            except Refusal as refusal:
+                raise refusal.under(name)  # noqa: B904 - the same one
+            if rule.dropped:
+                removed.append(name)
+        for name in self.required:
+            if value.get(name) is None:
+                raise Refusal("is required").under(name)
+        for name in removed:
+            del value[name]
+
+    def schema(self) -> Schema:
+        properties = {
+            name: rule.schema() if name in self.required else _or_null(rule.schema())
+            for name, rule in self.fields.items()
+        }
+        required = {"required": list(self.required)} if self.required else {}
+        return {"type": "object", "properties": properties, "additionalProperties": False, **required}
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged(Rule):
+    """An object whose kind one of its fields names."""
+
+    tag: str
+    variants: Mapping[str, Object]
+    refused: Mapping[str, str] | None = None
+    """Kinds that vLLM takes and this service does not, with the reason."""
+    default: str | None = None
+    """The kind of an object without the tag."""
+    kinds = frozenset({dict})
+
+    def check(self, value: Any, view: View) -> None:
+        if type(value) is not dict:
+            raise Refusal("must be an object")
+        tag = value.get(self.tag)
+        name = self.default if tag is None else tag
+        variant = self.variants.get(name) if type(name) is str else None
+        if variant is not None:
+            return variant.check(value, view)
+        if tag is None:
+            raise Refusal("is required").under(self.tag)
+        if self.refused and type(tag) is str and tag in self.refused:
+            raise Refusal(f"names a kind that is not taken: {self.refused[tag]}", UnsupportedParameter).under(self.tag)
+        raise Refusal(f"must be one of: {', '.join(self.variants)}").under(self.tag)
+
+    def schema(self) -> Schema:
+        return {"anyOf": [self._variant(name, variant) for name, variant in self.variants.items()]}
+
+    def _variant(self, name: str, variant: Object) -> Schema:
+        schema = variant.schema()
+        tag = {self.tag: {"type": "string", "enum": [name]}}
+        required = [*variant.required, *([] if name == self.default else [self.tag])]
+        return schema | {"properties": schema["properties"] | tag, "required": required}
+
+
+class _Tag(Rule):
+    """The tag field of a variant; `Tagged` has looked at it."""
+
+    kinds = frozenset({str})
+
+    def check(self, value: Any, view: View) -> None:
+        return
+
+    def schema(self) -> Schema:
+        return {"type": "string"}
+
+
+def tagged(
+    tag: str, refused: Mapping[str, str] | None = None, default: str | None = None, **variants: Object
+) -> Tagged:
+    """A `Tagged` whose variants leave the tag field out."""
+    own = {name: Object({tag: _Tag(), **variant.fields}, variant.required) for name, variant in variants.items()}
+    return Tagged(tag, own, refused, default)
+
+
+class Either(Rule):
+    """One of several rules, chosen by the kind of JSON value."""
+
+    def __init__(self, *options: Rule) -> None:
+        self._options = options
+        self.kinds = frozenset[type]().union(*(option.kinds for option in options))
+
+    def check(self, value: Any, view: View) -> None:
+        self._option(type(value)).check(value, view)
+
+    def check_all(self, values: list[Any], view: View) -> None:
+        kinds = set(map(type, values))
+        if len(kinds) == 1 and kinds <= self.kinds:
+            return self._option(kinds.pop()).check_all(values, view)
+        Rule.check_all(self, values, view)
+
+    def schema(self) -> Schema:
+        return {"anyOf": [option.schema() for option in self._options]}
+
+    def _option(self, kind: type) -> Rule:
+        for option in self._options:
+            if kind in option.kinds:
+                return option
+        names = {str: "a string", list: "a list", dict: "an object", int: "an integer", bool: "true or false"}
+        raise Refusal(f"must be {' or '.join(text for kind, text in names.items() if kind in self.kinds)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Json(Rule):
+    """Any JSON value of the given kinds; the bounds of the body bound it."""
+
+    kinds: Kinds = frozenset({dict})
+
+    def check(self, value: Any, view: View) -> None:
+        if type(value) not in self.kinds:
+            raise Refusal("must be an object")
+
+    def schema(self) -> Schema:
+        return {"type": "object"}
+
+
+@dataclass(frozen=True)
+class Sized(Rule):
+    rule: Rule
+    most: int
+    """Bytes of the value as JSON."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", self.rule.kinds)
+
+    def check(self, value: Any, view: View) -> None:
+        self.rule.check(value, view)
+        if json_size(value) > self.most:
+            raise Refusal(f"must be at most {self.most} bytes as JSON")
+
+    def schema(self) -> Schema:
+        return {**self.rule.schema(), "x-max-bytes": self.most}
+
+
+def json_size(value: Any) -> int:
+    """Bytes of a value as JSON, with half a surrogate pair counted as a refused value."""
+    try:
+        return len(msgspec.json.encode(value))
+    except UnicodeEncodeError:
+        raise Refusal("has a string with half of a surrogate pair") from None
+
+
+def _or_null(schema: Schema) -> Schema:
+    if None in schema.get("enum", ()):
+        return schema
+    return {"anyOf": [schema, {"type": "null"}]}
