@@ -74,7 +74,9 @@ class FleetClient(EngineCoreClient):
         self._admit = admit
         self._receiver = TokenReceiver(host)
         self._encoder = MsgpackEncoder()
-        self._outputs: asyncio.Queue[tuple[EngineCoreOutputs, list[Entry]]] = asyncio.Queue()
+        self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+        # Requests that the front end has neither read to the end nor given up.
+        self._unread: dict[str, Entry] = {}
         self._load: dict[str, SchedulerStats] = {}
         self._attempts: set[asyncio.Task[None]] = set()
         self._reader = asyncio.create_task(self._read())
@@ -83,7 +85,7 @@ class FleetClient(EngineCoreClient):
         return self._tasks
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
-        entry = self.journal.open(request)
+        entry = self._unread[request.request_id] = self.journal.open(request)
         try:
             await self._admit(entry)
         except BaseException:
@@ -96,14 +98,19 @@ class FleetClient(EngineCoreClient):
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
+            self._unread.pop(request_id, None)
             entry = self.journal.close(request_id)
             if entry is not None and entry.task is not None:
                 entry.task.cancel()
 
     async def get_output_async(self) -> EngineCoreOutputs:
-        step, entries = await self._outputs.get()
-        for entry, output in zip(entries, step.outputs, strict=True):
-            entry.read += len(output.new_token_ids)
+        step = await self._outputs.get()
+        for output in step.outputs:
+            if (entry := self._unread.get(output.request_id)) is not None:
+                entry.read += len(output.new_token_ids)
+                entry.finish_reason = output.finish_reason
+                if output.finished:
+                    del self._unread[output.request_id]
         return step
 
     async def reset_mm_cache_async(self) -> None:
@@ -158,10 +165,10 @@ class FleetClient(EngineCoreClient):
         """Send the request to another replica, or end it where that would not be faithful."""
         if not self.journal.holds(entry):
             return
-        entry.next_attempt()
         if (end := entry.exhausted()) is not None:
             self._end(entry, *end)
-        elif entry.attempt < MAX_ATTEMPTS and entry.resumable():
+        elif entry.attempt + 1 < MAX_ATTEMPTS and entry.resumable():
+            entry.next_attempt()
             self._start(entry)
         else:
             self._end(entry, FinishReason.ERROR)
@@ -170,30 +177,28 @@ class FleetClient(EngineCoreClient):
         """End a request in place of a replica."""
         request_id = entry.request.request_id
         if self.journal.holds(entry):
-            entry.finish_reason = finish_reason
             self.journal.close(request_id)
             output = EngineCoreOutput(request_id, [], finish_reason=finish_reason, stop_reason=stop_reason)
-            self._outputs.put_nowait((EngineCoreOutputs(outputs=[output]), [entry]))
+            self._outputs.put_nowait(EngineCoreOutputs(outputs=[output]))
 
     async def _read(self) -> None:
         while True:
             header, step = await self._receiver.receive()
-            accepted = [
-                (output, entry)
+            step.outputs = [
+                output
                 for output, offset in zip(step.outputs, header.offsets, strict=True)
-                if (entry := self._accept(output, offset)) is not None
+                if self._accept(output, offset)
             ]
-            step.outputs = [output for output, _ in accepted]
             if step.scheduler_stats is not None:
                 self._combine(header, step.scheduler_stats)
-            if accepted or step.scheduler_stats is not None:
-                self._outputs.put_nowait((step, [entry for _, entry in accepted]))
+            if step.outputs or step.scheduler_stats is not None:
+                self._outputs.put_nowait(step)
 
-    def _accept(self, output: EngineCoreOutput, offset: int) -> Entry | None:
-        """Write an output into the journal; None if its attempt was given up or its client has left."""
+    def _accept(self, output: EngineCoreOutput, offset: int) -> bool:
+        """Write an output into the journal; False if its attempt was given up or its client has left."""
         entry = self.journal.entry_of(output)
         if entry is None:
-            return None
+            return False
         try:
             self.journal.record(entry, output, offset)
         except TokensLost:
@@ -201,8 +206,8 @@ class FleetClient(EngineCoreClient):
             if entry.task is not None:
                 entry.task.cancel()
             self._move(entry)
-            return None
-        return entry
+            return False
+        return True
 
     def _combine(self, header: Header, stats: SchedulerStats) -> None:
         """Turn one replica's gauges into the fleet's; its counters are increments and stand as they are."""

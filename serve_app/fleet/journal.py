@@ -36,7 +36,7 @@ class Entry:
         self.request = request
         self.tokens: list[int] = []
         self.read = 0
-        """Tokens that the front end has taken; those that come after it has found a stop string are not."""
+        """Tokens that the front end has taken; those that come after it has given the request up are not."""
         self.cached_tokens = 0
         """Prompt tokens that the first attempt found in the KV cache."""
         self.dispatched_at: float | None = None
@@ -45,7 +45,7 @@ class Entry:
         self.last_token_at: float | None = None
         """When a token came, or the request moved."""
         self.finish_reason: FinishReason | None = None
-        """As a replica gave it; None while it runs, and when the front end ended it or its client left."""
+        """As the front end has read it; None while it runs, and when the request was given up."""
         self.on_first_token: Callable[[], None] | None = None
         self.on_close: Callable[[], None] | None = None
         """Called once, when the request needs no replica any more."""
@@ -187,7 +187,6 @@ class Journal:
             if entry.on_first_token is not None:
                 entry.on_first_token()
         entry.tokens.extend(output.new_token_ids)
-        entry.finish_reason = output.finish_reason
         output.request_id = entry.request.request_id
         if output.prefill_stats is not None and not entry.attempt:
             entry.cached_tokens = output.prefill_stats.num_cached_tokens

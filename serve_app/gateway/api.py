@@ -102,9 +102,15 @@ class GatewayApp:
                 raise InsufficientScope(path)
             text = reports.metrics(self.models, self.registries)
             return await send_bytes(200, text, send, [(b"content-type", CONTENT_TYPE.encode())])
-        call = await self._admit(caller, path, request_id)
+        route = MODEL_ROUTES.get(path) if scope["method"] == "POST" else None
+        try:
+            call = await self._admit(caller, path, request_id)
+        except GatewayError as error:
+            if route is not None:
+                self.inference.note_refusal(caller, path, request_id, error)
+            raise
         calls.append(call)
-        if (route := MODEL_ROUTES.get(path)) is not None and scope["method"] == "POST":
+        if route is not None:
             return await self.inference.answer(call, route, scope, receive, send)
         try:
             body = await self._read(scope, caller)

@@ -109,6 +109,8 @@ async def open_frontend(
     arguments = parse_arguments(model)
     arguments.disable_fastapi_docs = True
     config: VllmConfig = pickle.loads(description.config)  # noqa: S301 - from our replica, by Serve
+    # The replica's has the reasoning parser, which vLLM takes from a flag of its own when it builds the whole config.
+    arguments.structured_outputs_config = config.structured_outputs_config
     fleet = FleetClient(replicas, host, description.tasks, on_replica_lost, admit)
     with _engine_core_is(fleet):
         engine = AsyncLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
@@ -126,7 +128,7 @@ async def open_frontend(
 
 
 def _reasoning_counter(arguments: Namespace, engine: AsyncLLM) -> Callable[[Sequence[int]], int]:
-    name = arguments.structured_outputs_config.reasoning_parser or arguments.reasoning_parser
+    name = arguments.structured_outputs_config.reasoning_parser
     if not name:
         return lambda tokens: 0
     parser = ReasoningParserManager.get_reasoning_parser(name)(engine.get_tokenizer())

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime
 
 from starlette.types import Receive, Scope, Send
 
@@ -11,6 +12,7 @@ from serve_app.gateway.call import Call
 from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.deadlines import client_deadline
 from serve_app.gateway.errors import JSON, GatewayError, TaskNotSupported, style_of
+from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.models import Models
 from serve_app.gateway.policy.check import Policy
 from serve_app.gateway.response import CLIENT_LEFT, Answer
@@ -22,7 +24,7 @@ from serve_app.vllm_seam import FinishReason
 
 # Headers by which a client would choose ids, priority or a replica in vLLM; ours take their place.
 STEERING = frozenset({b"x-request-id", b"x-session-id", b"x-vllm-priority", b"x-data-parallel-rank", b"content-length"})
-INTERNAL = 500
+OK, INTERNAL = 200, 500
 FINISHES: dict[FinishReason | None, Finish] = {
     None: "stop",  # vLLM's front end found a stop string
     FinishReason.STOP: "stop",
@@ -59,6 +61,23 @@ class Inference:
             raise
         finally:
             await self._account(call, scope["path"])
+
+    def note_refusal(self, caller: Caller, path: str, request_id: str, error: GatewayError) -> None:
+        """Write the row of a request that the key's scope or limits did not let in."""
+        if self._ledger is not None:
+            self._ledger.add(
+                Row(
+                    time=datetime.now(UTC),
+                    request_id=request_id,
+                    key_id=caller.id,
+                    model="",
+                    route=path,
+                    duration_s=0.0,
+                    finish="refused",
+                    attempts=0,
+                    status=error.status,
+                )
+            )
 
     async def _answer(self, call: Call, route: ModelRoute, scope: Scope, receive: Receive, send: Send) -> None:
         self._policy.check_headers(route, scope["headers"])
@@ -104,9 +123,11 @@ class Inference:
             await call.reservation.settle(used.prompt_tokens + used.output_tokens)
         if self._ledger is None:
             return
-        reasoning = (
-            sum(map(call.frontend.count_reasoning, call.ticket.answers())) if call.frontend and call.ticket else 0
-        )
+        reasoning = 0
+        if call.status != OK:
+            used = used._replace(output_tokens=0)  # an error, or nothing at all, is all that the client got
+        elif call.frontend and call.ticket:
+            reasoning = sum(map(call.frontend.count_reasoning, call.ticket.answers()))
         self._ledger.add(
             Row(
                 time=call.arrived,

@@ -29,7 +29,7 @@ class Usage(NamedTuple):
     """Of each prompt once, however many choices it got."""
     cached_tokens: int = 0
     output_tokens: int = 0
-    """As the client was told; of a client that left, what had been written by then."""
+    """That the front end has made an answer of; of a client that left, what it had by then."""
     attempts: int = 0
     """Replicas that worked on it, one after another; of several choices, the most."""
     first_token_at: float | None = None

@@ -23,6 +23,7 @@ class Row:
     cached_tokens: int = 0
     """Those of the prompt that the KV cache had."""
     output_tokens: int = 0
+    """Those that the client was sent; none where the answer never began."""
     reasoning_tokens: int = 0
     """Those of the output before the answer proper."""
     ttft_s: float | None = None
