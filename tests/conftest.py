@@ -35,14 +35,14 @@ def narrow() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Models: scripted (two replicas), demo, demo-2 (two replicas), demo-tp (tensor parallel 2), embed, narrow.
+    """Models: scripted (three replicas), demo, demo-2 (two replicas), demo-tp (tensor parallel 2), embed, narrow.
 
     Its queues are short, and `narrow` computes one request at a time, so that tests can fill them.
     """
     folder: Path = tmp_path_factory.mktemp("service")
     embed = write_embedding_model(folder / "embed")
     models: list[dict[str, Any] | str] = [
-        demo("scripted", engine="scripted", replicas=2),
+        demo("scripted", engine="scripted", replicas=3),
         demo("demo"),
         demo("demo-2", replicas=2),
         demo("demo-tp", tensor_parallel_size=2),
