@@ -202,7 +202,7 @@ def test_a_stream_that_fails_never_ends_silently(seen: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_stream_that_loses_its_replica_for_good_never_ends_silently(service: Service, version: str) -> None:
-    wait_for(lambda: len(service.replicas("scripted")) == 2 and running(service) == 2, "the return of a replica", 240)
+    wait_for(lambda: len(service.replicas("scripted")) > 1 and running(service) > 1, "the return of a replica", 240)
     assert_cut(play(service, version, {}, "dying_stream")["dying_stream"])
 
 
