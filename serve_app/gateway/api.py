@@ -75,6 +75,7 @@ class GatewayApp:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope = {**scope, "path": _path(scope)}
         request_id = _request_id(scope)
         calls: list[Call] = []
         send = with_headers(send, lambda: _limit_headers(calls))
@@ -146,6 +147,12 @@ class GatewayApp:
             is_admin = "admin" in caller.features
             return await self.usage.answer(scope["query_string"], key_id=caller.id, is_admin=is_admin)
         raise NotFound("There is no such route.")
+
+
+def _path(scope: Scope) -> str:
+    """The path as it was sent: each route has one spelling. Only the id of a model may be percent-encoded in it."""
+    sent: str = scope["raw_path"].decode("latin-1")
+    return scope["path"] if sent.startswith(MODEL_PREFIX) else sent
 
 
 def _request_id(scope: Scope) -> str:

@@ -36,6 +36,10 @@ class Progress(Protocol):
     """
 
     @property
+    def begun(self) -> bool:
+        """Whether any token of the answer has come."""
+
+    @property
     def dispatched(self) -> float | None:
         """When the request went to a replica; None: it has not, or its deadlines do not run now."""
 

@@ -22,8 +22,6 @@ logger = logging.getLogger("ray.serve")
 COMMENT: Message = {"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True}
 DISCONNECT: Message = {"type": "http.disconnect"}
 FAILURES = (b'data: {"error"', b"event: error")
-# What /v1/responses sends before it has asked the engine for anything.
-PREAMBLES = (b"event: response.created", b"event: response.in_progress")
 MAX_ERROR_BYTES = 1024 * 1024
 CLIENT_LEFT = 499
 # vLLM's app ends by itself when it is told that the client is gone; a task that does not is cancelled.
@@ -149,7 +147,8 @@ class Answer:
         streaming = is_event_stream(self._start["headers"])
         if streaming and body.startswith(FAILURES):
             return self.fail(from_frame(body, self._request_id))
-        if more and (not body or (streaming and body.startswith(PREAMBLES))):
+        # /v1/responses opens before it has asked the engine for anything, chat with the role before an error.
+        if more and (not body or (streaming and not self._progress.begun)):
             self._held += body
             return
         self._started, self._streaming, self.status = True, streaming, status

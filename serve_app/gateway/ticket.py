@@ -78,6 +78,11 @@ class Ticket:
         self._pooling: asyncio.Future[Slot] | None = None
 
     @property
+    def begun(self) -> bool:
+        """Whether any token has come."""
+        return any(entry.tokens for entry in self.entries)
+
+    @property
     def dispatched(self) -> float | None:
         """When the first request went to a replica, in the event loop's time; None while none can be reached."""
         starts = [entry.dispatched_at for entry in self.entries if entry.dispatched_at is not None]

@@ -27,8 +27,13 @@ def ended(service: Service) -> dict[str, str]:
 
 def test_every_key_that_does_not_open_the_service_gets_the_same_answer(service: Service, ended: dict[str, str]) -> None:
     plain = service.keys["plain"]
-    keys = [f"sk-{MARK}", plain[:-1], plain[:-1] + ("b" if plain[-1] == "a" else "a"), plain * 40, "", *ended.values()]
-    sent: list[dict[str, str]] = [{}, {"authorization": f"Basic {plain}"}, {"authorization": plain}]
+    keys = [f"sk-{MARK}", plain[:-1], plain[:-1] + ("b" if plain[-1] == "a" else "a"), plain * 40, *ended.values()]
+    sent: list[dict[str, str]] = [
+        {},
+        {"authorization": f"Basic {plain}"},
+        {"authorization": plain},
+        {"authorization": "Bearer"},
+    ]
     sent += [{"authorization": f"Bearer {key}"} for key in keys] + [{"x-api-key": key} for key in keys]
     refused = [httpx.post(service.url + PATH, json=CHAT, headers=headers) for headers in sent]
     assert {refusal(response) for response in refused} == {(401, "invalid_api_key", None)}
@@ -77,7 +82,7 @@ def test_metrics_are_for_admins(service: Service, key: str) -> None:
     assert refusal(response) == (403, "insufficient_scope", None)
 
 
-@pytest.mark.parametrize("given", ["mine", MARK, "x" * 200, "a b", "../../etc", "é"])
+@pytest.mark.parametrize("given", ["mine", MARK, "x" * 200, "a b", "../../etc"])
 def test_the_id_is_never_the_clients(service: Service, given: str) -> None:
     response = post(service, json.dumps(CHAT).encode(), x_request_id=given)
     assert content(response) == "yes"

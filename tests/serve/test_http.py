@@ -79,24 +79,21 @@ def test_head_has_no_body(service: Service, path: str) -> None:
 
 
 def test_a_web_socket_is_not_opened(service: Service) -> None:
-    lines = ("upgrade: websocket", "connection: Upgrade", "sec-websocket-version: 13", "sec-websocket-key: AAAA")
+    given = "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="
+    lines = ("upgrade: websocket", "connection: Upgrade", "sec-websocket-version: 13", given)
     for path in ("/v1/realtime", PATH):
-        assert exchange(service.url, head("GET", path, bearer(service), *lines)).response.status_code in {403, 404, 405}
+        assert exchange(service.url, head("GET", path, bearer(service), *lines)).response.status_code == 403
 
 
 @pytest.mark.parametrize(
     "request_",
     [
-        head("POST", PATH, "content-length: 5", "transfer-encoding: chunked") + b"0\r\n\r\n",
         head("POST", PATH, "content-length: 5", "content-length: 6") + b"{}",
         head("POST", PATH, "content-length: -1"),
         head("GET", "/v1/models", "host: other"),
         head("GET", "/v1/models", "x-a: b\rc"),
         head("GET", "/v1/models", "x-a: b\x00c"),
         head("GET", "/v1/models", "x a: b"),
-        b"GET /v1/models HTTP/1.1\r\n\r\n",
-        b"GET  /v1/models HTTP/1.1\r\nhost: x\r\n\r\n",
-        b"GET /v1/models HTTP/9.9\r\nhost: x\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     ],
     ids=lambda request: repr(request[:60]),
@@ -109,10 +106,19 @@ def test_a_request_that_could_be_read_in_two_ways_is_refused_and_the_connection_
 
 
 def test_too_many_headers_are_refused(service: Service) -> None:
-    headers = {f"x-{number}": "x" for number in range(90)}
+    headers = {f"x-{number}": "x" for number in range(93)}  # and eight of the client
     assert refusal(post(service, json.dumps(CHAT).encode(), **headers)) == (431, "headers_too_large", None)
 
 
-def test_headers_that_are_too_large_are_refused(service: Service) -> None:
-    headers = {f"x-{number}": "x" * 1000 for number in range(16)}
-    assert refusal(post(service, json.dumps(CHAT).encode(), **headers)) == (431, "headers_too_large", None)
+def test_what_is_too_large_for_the_proxy_is_refused_there(service: Service) -> None:
+    for headers in ({f"x-{number}": "x" for number in range(200)}, {"x-large": "x" * 16_384}):
+        assert post(service, json.dumps(CHAT).encode(), **headers).status_code == 400
+
+
+def test_a_body_with_two_lengths_is_read_by_its_chunks_and_ends_the_connection(service: Service) -> None:
+    """What follows it is never taken for a request. Source: RFC 9112, 6.3."""
+    smuggled = head("GET", "/v1/models", bearer(service))
+    lines = (bearer(service), "content-type: application/json", "content-length: 5", "transfer-encoding: chunked")
+    answer = exchange(service.url, head("POST", PATH, *lines) + b"0\r\n\r\n" + smuggled)
+    assert refusal(answer.response) == (400, "invalid_json", None)
+    assert answer.closed

@@ -7,3 +7,4 @@ from dataclasses import dataclass
 class Progress:
     dispatched: float | None = None
     token: float | None = None
+    begun: bool = True

@@ -139,18 +139,34 @@ def test_a_whole_answer_passes_through() -> None:
     run(main())
 
 
-def test_the_200_is_held_until_the_first_token() -> None:
+@pytest.mark.parametrize("event", [b"event: response.created", b'data: {"delta":{"role":"assistant"}}'])
+def test_the_200_is_held_until_the_first_token(event: bytes) -> None:
     async def main() -> None:
         client = Client()
-        created = b'event: response.created\ndata: {"type":"response.created"}\n\n'
-        delta = b'event: response.output_text.delta\ndata: {"delta":"a"}\n\n'
+        client.progress.begun = False
+        opening, delta = event + b"\n\n", b"event: response.output_text.delta\ndata: {}\n\n"
 
         def nothing_yet() -> None:
             assert client.status is None
 
-        app = app_sending(1, chunk(b""), chunk(created), nothing_yet, 5, nothing_yet, chunk(delta), chunk(b"", False))
+        def first_token() -> None:
+            client.progress.begun = True
+
+        steps = (1, chunk(b""), chunk(opening), nothing_yet, 5, nothing_yet, first_token, chunk(delta))
+        await client.answer.run(app_sending(*steps, chunk(b"", False)), SCOPE, client.receive)
+        assert client.chunks == [(6, opening + delta), (6, b"")]
+
+    run(main())
+
+
+@pytest.mark.parametrize("opening", [b"event: response.created\n\n", b'data: {"delta":{"role":"assistant"}}\n\n'])
+def test_a_stream_that_fails_after_its_opening_is_a_status(opening: bytes) -> None:
+    async def main() -> None:
+        client = Client()
+        client.progress.begun = False
+        app = app_sending(chunk(opening), chunk(CANNOT_SEE), chunk(DONE), chunk(b"", False))
         await client.answer.run(app, SCOPE, client.receive)
-        assert client.chunks == [(6, created + delta), (6, b"")]
+        assert (client.status, client.body, client.ended) == (500, INSIDE, True)
 
     run(main())
 
