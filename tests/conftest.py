@@ -55,5 +55,5 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         },
         narrow(),
     ]
-    with running_service(folder, models, gateway={"admission": {"max_waiting": 20}}, keys=KEYS) as running:
+    with running_service(folder, models, gateway={"admission": {"max_waiting": 20, "max_wait_s": 60}}, keys=KEYS) as running:
         yield running

@@ -47,6 +47,21 @@ class Service:
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=120)
 
+    @property
+    def keys_file(self) -> Path:
+        return self.log.with_name("keys.yaml")
+
+    def new_key(self, name: str, *options: str) -> str:
+        """A key that is added to the keys file now, once the service takes it; options as in `running_service`."""
+        key = make_key(self.keys_file, name, options)
+        wait_for(lambda: self.takes(key), "the reading of the keys file", 2)
+        return key
+
+    def takes(self, key: str) -> bool:
+        """Whether a key opens the service. /metrics tells without using up the key's limits."""
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.get(f"{self.url}/metrics", headers=headers, timeout=10).status_code != 401
+
     def processes(self, title: str = "") -> list[psutil.Process]:
         """The service's live processes whose command line contains `title`."""
         return [process for process in family(self.process) if title in command_line(process)]
