@@ -28,20 +28,21 @@ OTHER_PARTS = {
 }
 
 
-def content_parts(c: PolicyConfig) -> Rule:
+def text_and_image(c: PolicyConfig) -> dict[str, Object]:
     text = Object({"text": PROMPT, "cache_control": CACHE_CONTROL}, ("text",))
     image = Object({"url": ImageUrl(c.media), "detail": OneOf("auto", "low", "high")}, ("url",))
+    fields: Fields = {"image_url": image, "uuid": NO_CACHE_ID, "cache_control": CACHE_CONTROL}
+    return {"text": text, "image_url": Object(fields, ("image_url",))}
+
+
+def content_parts(c: PolicyConfig) -> Rule:
     audio = Object({"data": AudioData(c.media), "format": OneOf("wav", "mp3")}, ("data", "format"))
     part = tagged(
         "type",
         refused=OTHER_PARTS,
-        text=text,
+        **text_and_image(c),
         refusal=Object({"refusal": PROMPT}, ("refusal",)),
         thinking=Object({"thinking": PROMPT, "closed": Bool()}, ("thinking",)),
-        image_url=Object(
-            {"image_url": image, "uuid": NO_CACHE_ID, "cache_control": CACHE_CONTROL},
-            ("image_url",),
-        ),
         input_audio=Object({"input_audio": audio, "uuid": NO_CACHE_ID}, ("input_audio",)),
         tool_reference=Object({"name": NAME}, ("name",)),
     )
@@ -54,7 +55,6 @@ def messages(c: PolicyConfig) -> Rule:
     function = Object({"name": Text(least=1, most=256), "arguments": PROMPT}, ("name", "arguments"))
     call = tagged(
         "type",
-        default="function",
         function=Object({"id": ID, "function": function, "index": Ignored(Int(0, 1024))}, ("id", "function")),
     )
     assistant: Fields = {

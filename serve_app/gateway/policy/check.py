@@ -13,11 +13,12 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from serve_app.gateway.errors import BadRequest, Headers, HeadersTooLarge, TooLarge, UnsupportedMedia
 from serve_app.gateway.policy.entries import RoutePolicy
 from serve_app.gateway.policy.fields import Object
-from serve_app.gateway.policy.forms import value_of
+from serve_app.gateway.policy.forms import value_of, with_field
 from serve_app.gateway.policy.json_body import encode, parse
 from serve_app.gateway.policy.rules import Refusal, View
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.policy.table import table
+from serve_app.gateway.policy.tools import check_tools
 from serve_app.gateway.policy.verdicts import Forced
 from serve_app.gateway.routes import ModelRoute
 
@@ -88,23 +89,34 @@ class Policy:
             return await self._check_form(policy, headers, body, caller)
         value = parse(body)
         name = value.get("model")
-        view = View(caller.features, self._takes_media(name), self._config.media.placeholders)
+        view = self._view(name, caller)
         if not view.media and len(body) > self._config.body_bytes:
             raise TooLarge(f"The request body is over {self._config.body_bytes} bytes.")
         if route.model_required and name is None:
             raise BadRequest("`model` is required.", param="model")
         if view.media:  # an image is decoded to be judged
-            await asyncio.to_thread(_check, policy, value, view)
+            await asyncio.to_thread(self._check, policy, value, view)
         else:
-            _check(policy, value, view)
+            self._check(policy, value, view)
         bounded = self._bound(policy, value, caller)
         self._put_in(policy, value, caller)
         if route.stream_by_default:
             value.setdefault("stream", True)
         return Checked(encode(value), name, bounded)
 
-    def _takes_media(self, name: Any) -> bool:
-        return isinstance(name, str) and any(fnmatchcase(name, glob) for glob in self._config.media.models)
+    def _view(self, name: Any, caller: Asker) -> View:
+        bounds = self._config.media
+        media = isinstance(name, str) and any(fnmatchcase(name, glob) for glob in bounds.models)
+        # A body that names no model may be for one that takes media.
+        guarded = media or (name is None and bool(bounds.models))
+        return View(caller.features, media, bounds.placeholders if guarded else ())
+
+    def _check(self, policy: RoutePolicy, value: dict[str, Any], view: View) -> None:
+        try:
+            Object(policy.fields, policy.required).check(value, view)
+            check_tools(value, self._config, view)
+        except Refusal as refusal:
+            raise refusal.as_error() from None
 
     def _bound(self, policy: RoutePolicy, value: dict[str, Any], caller: Asker) -> bool:
         """Keep the answer within what the caller may have; tells whether the client chose a length."""
@@ -134,19 +146,21 @@ class Policy:
             form = await MultiPartParser(StarletteHeaders(raw=headers), stream(), max_fields=100, max_files=1).parse()
         except MultiPartException as error:
             raise BadRequest("The form could not be read.") from error
-        texts = [(name, text) for name, text in form.multi_items() if isinstance(text, str)]
+        await form.close()
         if not any(name == "file" for name, text in form.multi_items() if not isinstance(text, str)):
             raise BadRequest("`file` is required.", param="file")
         view = View(caller.features, media=True)
-        for name, text in texts:
+        values: dict[str, Any] = {}
+        for name, text in form.multi_items():
+            if not isinstance(text, str):
+                continue
+            if name in values and not name.endswith("[]"):
+                raise BadRequest(f"`{name[:64]}` is given more than once.", param=name[:64])
             rule = policy.fields.get(name)
-            _check(policy, {name: text if rule is None else value_of(text, rule)}, view)
-        given = dict(texts)
-        return Checked(body, given.get("model"), bool(policy.length) and policy.length[0] in given)
-
-
-def _check(policy: RoutePolicy, value: dict[str, Any], view: View) -> None:
-    try:
-        Object(policy.fields, policy.required).check(value, view)
-    except Refusal as refusal:
-        raise refusal.as_error() from None
+            values[name] = text if rule is None else value_of(text, rule)
+            self._check(policy, {name: values[name]}, view)
+        given = set(values)
+        bounded = self._bound(policy, values, caller)
+        for name in values.keys() - given:
+            body = with_field(headers, body, name, values[name])
+        return Checked(body, values.get("model"), bounded)

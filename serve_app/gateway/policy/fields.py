@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 
 from serve_app.gateway.errors import BadRequest, UnknownParameter, UnsupportedParameter
-from serve_app.gateway.policy.rules import Kinds, Refusal, Rule, Schema, View
+from serve_app.gateway.policy.rules import NOTHING, Kinds, Refusal, Rule, Schema, View, any_of, takes_nothing
 
 Fields = Mapping[str, Rule]
+JSON_KINDS = {str: "a string", list: "a list", dict: "an object", int: "an integer", bool: "true or false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,11 @@ class Object(Rule):
             del value[name]
 
     def schema(self) -> Schema:
+        properties = {name: rule.schema() for name, rule in self.fields.items()}
+        if any(takes_nothing(properties[name]) for name in self.required):
+            return NOTHING
         properties = {
-            name: rule.schema() if name in self.required else _or_null(rule.schema())
-            for name, rule in self.fields.items()
+            name: schema if name in self.required else _or_null(schema) for name, schema in properties.items()
         }
         required = {"required": list(self.required)} if self.required else {}
         return {"type": "object", "properties": properties, "additionalProperties": False, **required}
@@ -81,12 +84,15 @@ class Tagged(Rule):
         raise Refusal(f"must be one of: {', '.join(self.variants)}").under(self.tag)
 
     def schema(self) -> Schema:
-        return {"anyOf": [self._variant(name, variant) for name, variant in self.variants.items()]}
+        return any_of(self._variant(name, variant) for name, variant in self.variants.items())
 
     def _variant(self, name: str, variant: Object) -> Schema:
         schema = variant.schema()
-        tag = {self.tag: {"type": "string", "enum": [name]}}
-        required = [*variant.required, *([] if name == self.default else [self.tag])]
+        if takes_nothing(schema):
+            return schema
+        is_default = name == self.default
+        tag = {self.tag: {"enum": [name, None] if is_default else [name]}}
+        required = [*variant.required, *([] if is_default else [self.tag])]
         return schema | {"properties": schema["properties"] | tag, "required": required}
 
 
@@ -127,14 +133,13 @@ class Either(Rule):
         Rule.check_all(self, values, view)
 
     def schema(self) -> Schema:
-        return {"anyOf": [option.schema() for option in self._options]}
+        return any_of(option.schema() for option in self._options)
 
     def _option(self, kind: type) -> Rule:
         for option in self._options:
             if kind in option.kinds:
                 return option
-        names = {str: "a string", list: "a list", dict: "an object", int: "an integer", bool: "true or false"}
-        raise Refusal(f"must be {' or '.join(text for kind, text in names.items() if kind in self.kinds)}")
+        raise Refusal(f"must be {' or '.join(text for kind, text in JSON_KINDS.items() if kind in self.kinds)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +150,10 @@ class Json(Rule):
 
     def check(self, value: Any, view: View) -> None:
         if type(value) not in self.kinds:
-            raise Refusal("must be an object")
+            raise Refusal(f"must be {' or '.join(text for kind, text in JSON_KINDS.items() if kind in self.kinds)}")
 
     def schema(self) -> Schema:
-        return {"type": "object"}
+        return any_of({"type": name} for kind, name in ((dict, "object"), (list, "array")) if kind in self.kinds)
 
 
 @dataclass(frozen=True)
@@ -170,14 +175,11 @@ class Sized(Rule):
 
 
 def json_size(value: Any) -> int:
-    """Bytes of a value as JSON, with half a surrogate pair counted as a refused value."""
-    try:
-        return len(msgspec.json.encode(value))
-    except UnicodeEncodeError:
-        raise Refusal("has a string with half of a surrogate pair") from None
+    """Bytes of a value as JSON."""
+    return len(msgspec.json.encode(value))
 
 
 def _or_null(schema: Schema) -> Schema:
-    if None in schema.get("enum", ()):
-        return schema
+    if takes_nothing(schema):
+        return {"type": "null"} | {name: value for name, value in schema.items() if name != "not"}
     return {"anyOf": [schema, {"type": "null"}]}

@@ -5,6 +5,10 @@ Values of a form are texts; `value_of` reads one as the kind that its rule is fo
 
 from typing import Any
 
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers as StarletteHeaders
+
+from serve_app.gateway.errors import Headers
 from serve_app.gateway.policy.entries import MODEL, RoutePolicy, internal
 from serve_app.gateway.policy.fields import Fields
 from serve_app.gateway.policy.rules import Bool, Int, Number, OneOf, Rule, Text
@@ -65,3 +69,10 @@ def value_of(text: str, rule: Rule) -> Any:
             except ValueError:
                 continue
     return text
+
+
+def with_field(headers: Headers, body: bytes, name: str, value: object) -> bytes:
+    """A form with one more field."""
+    _, options = parse_options_header(StarletteHeaders(raw=headers)["content-type"])
+    head = b"--" + options[b"boundary"] + f'\r\ncontent-disposition: form-data; name="{name}"'.encode()
+    return head + f"\r\n\r\n{value}\r\n".encode() + body

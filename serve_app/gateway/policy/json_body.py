@@ -30,17 +30,19 @@ def parse(body: bytes) -> dict[str, Any]:
     if type(value) is not dict:
         raise InvalidJSON("The request body must be a JSON object.")
     _require_depth(value, MAX_DEPTH)
+    if b"\\u" in body:
+        _require_whole_characters(value)
     return value
 
 
 def encode(value: dict[str, Any]) -> bytes:
-    """The body for an object that `parse` gave.
+    """The body for an object that `parse` gave."""
+    return msgspec.json.encode(value)
 
-    Raises:
-        InvalidJSON: a string holds half of a surrogate pair, which has no UTF-8 form.
-    """
+
+def _require_whole_characters(value: dict[str, Any]) -> None:
     try:
-        return msgspec.json.encode(value)
+        encode(value)
     except UnicodeEncodeError:
         raise InvalidJSON("The request body has a string with half of a surrogate pair.") from None
 

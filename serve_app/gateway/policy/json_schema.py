@@ -51,27 +51,13 @@ class JsonSchema(Rule):
             raise _bad(f"must have `{keyword}` from 0 to {self.bounds.repeats}")
 
     def schema(self) -> Schema:
-        """A plain part of what `check` takes: JSON schema cannot say what holds of all levels together."""
-        return {
-            "type": "object",
-            "properties": {
-                "type": {"type": "string", "enum": ["object"]},
-                "description": {"type": "string", "maxLength": 256},
-                "properties": {
-                    "type": "object",
-                    "maxProperties": 8,
-                    "propertyNames": {"pattern": "^[a-z_]{1,32}$"},
-                    "additionalProperties": {
-                        "type": "object",
-                        "properties": {"type": {"enum": ["string", "integer", "number", "boolean"]}},
-                        "required": ["type"],
-                        "additionalProperties": False,
-                    },
-                },
-            },
-            "required": ["type"],
-            "additionalProperties": False,
-        }
+        """JSON schema cannot say what holds of all levels together; the description does."""
+        b = self.bounds
+        says = (
+            f"A JSON schema of at most {b.depth} levels, {b.properties} properties and {b.values} enum values in all, "
+            f"without regular expressions and outer references, whose lengths and counts are at most {b.repeats}."
+        )
+        return {"type": "object", "description": says, "x-max-bytes": b.bytes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +75,7 @@ class JsonSchemaText(Rule):
         self.rule.check(schema, view)
 
     def schema(self) -> Schema:
-        return {"type": "string", "enum": ["{}"]}
+        return {"type": "string", "contentMediaType": "application/json", "contentSchema": self.rule.schema()}
 
 
 def _keywords(schema: dict[str, Any], depth: int) -> Iterator[tuple[str, Any]]:

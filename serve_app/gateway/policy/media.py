@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from serve_app.gateway.errors import InvalidImage, InvalidImageURL, UnsupportedParameter
-from serve_app.gateway.policy.rules import Refusal, Rule, Schema, View
+from serve_app.gateway.policy.rules import NOTHING, Refusal, Rule, Schema, View
 from serve_app.gateway.policy.settings import MediaBounds
 
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
@@ -34,7 +34,7 @@ class ImageUrl(Rule):
         check_image(value[header.end() :], FORMATS[header[1]], self.bounds, view)
 
     def schema(self) -> Schema:
-        return {"not": {}}
+        return NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class ImageData(Rule):
         check_image(value, None, self.bounds, view)
 
     def schema(self) -> Schema:
-        return {"not": {}}
+        return NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class AudioData(Rule):
             raise Refusal(f"must be base64 of at most {self.bounds.audio_bytes} bytes")
 
     def schema(self) -> Schema:
-        return {"not": {}}
+        return NOTHING
 
 
 def check_image(text: Any, format_: str | None, bounds: MediaBounds, view: View) -> None:

@@ -2,7 +2,7 @@
 
 from serve_app.gateway.policy import chat
 from serve_app.gateway.policy.entries import MODEL, RoutePolicy, internal
-from serve_app.gateway.policy.fields import Either, Fields, Object
+from serve_app.gateway.policy.fields import Either, Fields, Object, tagged
 from serve_app.gateway.policy.prompts import Prompts
 from serve_app.gateway.policy.rules import Bool, Int, ListOf, OneOf, Rule, Text
 from serve_app.gateway.policy.settings import PolicyConfig
@@ -50,7 +50,8 @@ def scoring(c: PolicyConfig) -> Fields:
 
 
 def _text_or_parts(c: PolicyConfig) -> Rule:
-    return Either(chat.PROMPT, Object({"content": chat.content_parts(c)}, ("content",)))
+    part = tagged("type", refused=chat.OTHER_PARTS, **chat.text_and_image(c))
+    return Either(chat.PROMPT, Object({"content": ListOf(part, c.messages, least=1)}, ("content",)))
 
 
 def _one_or_several(c: PolicyConfig) -> Rule:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from serve_app.gateway.policy.fields import Either
-from serve_app.gateway.policy.rules import Int, ListOf, Rule, Schema, Text, View
+from serve_app.gateway.policy.rules import Int, ListOf, Rule, Schema, Text, View, any_of
 from serve_app.gateway.policy.verdicts import Needs
 
 
@@ -26,5 +26,4 @@ class Prompts(Rule):
         (self._tokens if one_of_tokens else self._texts).check(value, view)
 
     def schema(self) -> Schema:
-        tokens = [] if isinstance(self._tokens, Needs) else [self._tokens.schema()]
-        return {"anyOf": [self._texts.schema(), *tokens]}
+        return any_of([self._texts.schema(), self._tokens.schema()])

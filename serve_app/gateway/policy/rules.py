@@ -18,7 +18,7 @@ Rule
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,6 +27,8 @@ from serve_app.gateway.errors import BadRequest, InvalidContent
 Schema = dict[str, Any]
 Kinds = frozenset[type]
 
+NOTHING: Schema = {"not": {}}
+"""What no value fits: the JSON schema of a field that callers without features may not set."""
 INT64 = 2**63
 
 
@@ -228,3 +230,15 @@ class MapOf(Rule):
             "additionalProperties": self.value.schema(),
             "maxProperties": self.most,
         }
+
+
+def takes_nothing(schema: Schema) -> bool:
+    return bool(schema.get("not") == {})
+
+
+def any_of(schemas: Iterable[Schema]) -> Schema:
+    """What fits one of these schemas at least."""
+    options = [schema for schema in schemas if not takes_nothing(schema)]
+    if len(options) == 1:
+        return options[0]
+    return {"anyOf": options} if options else NOTHING

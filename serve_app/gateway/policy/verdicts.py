@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve_app.gateway.errors import UnsupportedParameter
-from serve_app.gateway.policy.rules import Refusal, Rule, Schema, View
+from serve_app.gateway.policy.rules import NOTHING, Refusal, Rule, Schema, View
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Needs(Rule):
         self.rule.check(value, view)
 
     def schema(self) -> Schema:
-        return {**_nothing(self.off), "x-needs-feature": self.feature}
+        return {**_only(self.off), "x-needs-feature": self.feature}
 
 
 class Ignored(Rule):
@@ -76,7 +76,7 @@ class Refused(Rule):
             raise Refusal(f"cannot be set: {self.reason}", UnsupportedParameter)
 
     def schema(self) -> Schema:
-        return _nothing(self.off)
+        return {**_only(self.off), "description": f"Cannot be set: {self.reason}."}
 
 
 class SetByUs(Refused):
@@ -90,5 +90,5 @@ def _is_off(value: Any, off: tuple[Any, ...]) -> bool:
     return any(type(value) is type(each) and value == each for each in off)
 
 
-def _nothing(off: tuple[Any, ...]) -> Schema:
-    return {"enum": [None, *off]}
+def _only(off: tuple[Any, ...]) -> Schema:
+    return {"enum": list(off)} if off else NOTHING
