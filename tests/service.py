@@ -76,6 +76,12 @@ class Service:
         except (httpx.HTTPError, ValueError):
             return {}
 
+    def up(self, model: str, replicas: int) -> bool:
+        """Whether so many replicas of a model are up, and the gateway counts none that is dead."""
+        models = self.health().get("details", {}).get("models", [])
+        running = [m["replicas"]["running"] for m in models if m["id"] == model]
+        return running == [len(self.replicas(model))] and running[0] >= replicas
+
     def ready(self) -> bool:
         """Whether every model answers; fails the test at once if the service has ended."""
         if not alive(self.process):

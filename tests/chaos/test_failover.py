@@ -15,16 +15,8 @@ WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen
 @pytest.fixture
 def service(service: Service) -> Service:
     """The service with two replicas of each model that has several, whatever an earlier test has killed."""
-    wait_for(lambda: up(service, "scripted", 2) and up(service, "demo-2", 2), "the return of two replicas", 240)
+    wait_for(lambda: service.up("scripted", 2) and service.up("demo-2", 2), "the return of two replicas", 240)
     return service
-
-
-def up(service: Service, model: str, replicas: int) -> bool:
-    """Whether so many replicas of a model are up, and the gateway counts none that is dead."""
-    running = [
-        m["replicas"]["running"] for m in service.health().get("details", {}).get("models", []) if m["id"] == model
-    ]
-    return running == [len(service.replicas(model))] and running[0] >= replicas
 
 
 @pytest.fixture
