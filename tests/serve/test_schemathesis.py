@@ -1,8 +1,7 @@
 """What schemathesis makes of the service's OpenAPI document, right and wrong, sent to the running service."""
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import httpx
 import jsonschema
@@ -12,7 +11,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import Case, GenerationMode
 from schemathesis.config import GenerationConfig, ProjectConfig, ProjectsConfig, SchemathesisConfig
 
-from serve_app.gateway.errors import style_of
 from serve_app.gateway.policy.document import document
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.routes import MODEL_ROUTES

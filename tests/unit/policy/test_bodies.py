@@ -146,7 +146,9 @@ ANYTHING = st.recursive(
     max_leaves=12,
 )
 NAMES = sorted({name for body in LEAST.values() for name in body} | {"tools", "stop", "logit_bias", "tool_choice"})
-MANY = settings(max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+MANY = settings(
+    max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
 
 
 def require_an_error_at_most(path: str, body: bytes, headers: Headers = JSON) -> None:
