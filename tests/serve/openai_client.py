@@ -227,6 +227,12 @@ def overload(player: Player) -> dict[str, Any]:
     return player.refused(lambda: player.chat(client, extra_headers={"x-request-deadline-ms": "1"}))
 
 
+def late_answer(player: Player) -> dict[str, Any]:
+    """The first token comes too late for the service's deadline."""
+    client = player.client(max_retries=2)
+    return player.refused(lambda: player.chat(client, "[[pace: 60000ms]]"))
+
+
 def early_close(player: Player) -> dict[str, Any]:
     """A client that stops reading can go on with its next request."""
     client = player.client("plain")
@@ -284,14 +290,16 @@ SCENARIOS: dict[str, Callable[[Player], Any]] = {
         overload,
         early_close,
         failing_stream,
-        dying_stream,
     )
 }
+"""For any service with the tests' models and keys."""
+FAULTS: dict[str, Callable[[Player], Any]] = {"dying_stream": dying_stream, "late_answer": late_answer}
+"""For a service that a test has prepared."""
 
 
 def main(names: list[str]) -> None:
     player = Player(**json.load(sys.stdin))
-    json.dump({name: SCENARIOS[name](player) for name in names}, sys.stdout)
+    json.dump({name: (SCENARIOS | FAULTS)[name](player) for name in names}, sys.stdout)
 
 
 if __name__ == "__main__":

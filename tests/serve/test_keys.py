@@ -3,6 +3,9 @@
 import re
 import subprocess
 import sys
+from typing import Any
+
+import httpx
 
 from tests.service import Service, wait_for
 
@@ -56,3 +59,32 @@ def test_a_broken_file_leaves_the_last_good_keys_and_is_reported(service: Servic
         service.keys_file.write_bytes(good)
     wait_for(lambda: not broken(service), "the end of the report", SECONDS)
     assert service.takes(service.keys["plain"])
+
+
+def test_keys_share_no_prefix_cache_but_within_a_group(service: Service) -> None:
+    """How fast an answer begins would else tell what others have asked."""
+    content = "Once upon a time there was a green house. " * 30
+    first, other = service.new_key("first"), service.new_key("other-key")
+    members = [service.new_key(name, "--cache-group", "family") for name in ("mother", "child")]
+    for key in (first, other, first, *members):
+        body = {"model": "demo", "messages": [{"role": "user", "content": content}], "max_tokens": 1}
+        answer = httpx.post(
+            f"{service.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}, timeout=60
+        )
+        assert answer.status_code == 200
+    cached = [usage(service, key, requests)["cached_tokens"] for key, requests in ((first, 2), (other, 1))]
+    assert cached[0] > 0
+    assert cached[1] == 0
+    assert [usage(service, key, 1)["cached_tokens"] for key in members] == [0, cached[0]]
+
+
+def usage(service: Service, key: str, requests: int) -> dict[str, Any]:
+    """What a key reads of its own usage, once all its requests are in it."""
+
+    def total() -> dict[str, Any]:
+        headers = {"authorization": f"Bearer {key}"}
+        read: dict[str, Any] = httpx.get(f"{service.url}/api/usage", headers=headers).json()["total"]
+        return read
+
+    wait_for(lambda: total()["requests"] == requests, "the rows of the requests", 10)
+    return total()

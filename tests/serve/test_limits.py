@@ -147,7 +147,7 @@ def test_one_request_is_bounded(service: Service) -> None:
 
 
 def test_the_context_of_a_key_is_bounded(service: Service) -> None:
-    caller, prompt = Caller(service, service.keys["short"]), "tea " * 70
+    caller, prompt = Caller(service, service.keys["short"]), "tea " * 36
     asked = Caller(service, service.key).chat(prompt, max_tokens=1).json()["usage"]["prompt_tokens"]
     assert 80 < asked < 100
     assert error_of(caller.chat(prompt, max_tokens=20)) == (400, "context_length_exceeded", None)

@@ -190,6 +190,8 @@ def deep(levels: int) -> dict[str, Any]:
 def test_a_schema_that_may_be_costly_to_compile_is_refused(service: Service, schema: dict[str, Any]) -> None:
     named = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     assert refusal(chat(service, response_format=named))[:2] == (400, "invalid_schema")
+    tool = {"type": "function", "function": {"name": "x", "parameters": schema}}
+    assert refusal(chat(service, tools=[tool], tool_choice="required"))[:2] == (400, "invalid_schema")
 
 
 def test_special_tokens_in_a_text_are_text(service: Service) -> None:
