@@ -13,7 +13,10 @@ INVALID = (400, "invalid_value")
 SCHEMA = (400, "invalid_schema")
 # On the other routes one of several sets of fields will do, and vLLM tells which.
 REQUIRED = [
-    (path, name) for path, body in LEAST.items() for name in body if path not in {"/v1/embeddings", "/v1/score", "/tokenize"}
+    (path, name)
+    for path, body in LEAST.items()
+    for name in body
+    if path not in {"/v1/embeddings", "/v1/score", "/tokenize"}
 ]
 
 
