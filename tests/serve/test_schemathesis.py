@@ -74,3 +74,18 @@ def sent(http: httpx.Client, path: str, mode: GenerationMode) -> list[tuple[byte
 
     send()
     return answers
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_body_of_the_document_never_fails_the_service(http: httpx.Client, path: str) -> None:
+    for body, response in sent(http, path, GenerationMode.POSITIVE):
+        assert response.status_code == 200 or 400 <= response.status_code < 429, body
+        if response.status_code != 200:
+            ERRORS[style_of(path)].validate(response.json())
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_another_body_is_refused(http: httpx.Client, path: str) -> None:
+    for body, response in sent(http, path, GenerationMode.NEGATIVE):
+        assert response.status_code == 400, body
+        ERRORS[style_of(path)].validate(response.json())

@@ -2,7 +2,7 @@
 
 from serve_app.gateway.policy import chat, responses
 from serve_app.gateway.policy.entries import MODEL, RoutePolicy, internal
-from serve_app.gateway.policy.fields import Either, Fields
+from serve_app.gateway.policy.fields import Either, Fields, Json
 from serve_app.gateway.policy.prompts import Prompts
 from serve_app.gateway.policy.rules import Bool, Int, ListOf, MapOf, Number, OneOf, Text
 from serve_app.gateway.policy.settings import PolicyConfig
@@ -73,6 +73,8 @@ def openai_account(c: PolicyConfig) -> Fields:
         "safety_identifier": Ignored(Text(128)),
         "prompt_cache_key": Ignored(Text(128)),
         "prompt_cache_retention": Ignored(Text(32)),
+        "prompt_cache_options": Ignored(Json()),
+        "moderation": Refused("it is not supported"),
     }
 
 
@@ -145,6 +147,9 @@ def responses_api(c: PolicyConfig) -> RoutePolicy:
         "chat_template_kwargs": chat.chat_template_kwargs(c),
         "structured_outputs": chat.structured_outputs(c),
         "background": Refused(responses.NO_STORE, off=(False,)),
+        "background_options": Refused(responses.NO_STORE),
+        "image": Refused("answers have no images"),
+        "access_programs": Refused("it is not supported"),
         "previous_response_id": Refused(responses.NO_STORE),
         "conversation": Refused(responses.NO_STORE),
         "prompt": Refused("prompt templates are not stored"),

@@ -2,7 +2,7 @@
 
 from serve_app.gateway.policy import anthropic, chat
 from serve_app.gateway.policy.entries import MODEL, RoutePolicy, internal
-from serve_app.gateway.policy.fields import Fields, Object
+from serve_app.gateway.policy.fields import Fields, Json, Object
 from serve_app.gateway.policy.rules import Bool, Int, ListOf, Number, OneOf, Text
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.policy.verdicts import Ignored, Refused
@@ -23,6 +23,7 @@ def _prompt(c: PolicyConfig) -> Fields:
         "mcp_servers": Refused(anthropic.NO_SERVER_TOOLS, off=([],)),
         "context_management": Refused("it is not supported"),
         "speed": Ignored(OneOf("standard", "fast")),
+        "user_profile_id": Ignored(Text(256)),
     }
 
 
@@ -38,6 +39,7 @@ def messages_api(c: PolicyConfig) -> RoutePolicy:
         "metadata": Ignored(Object({"user_id": Text(256)})),
         "service_tier": Ignored(OneOf("auto", "standard_only")),
         "inference_geo": Ignored(Text(64)),
+        "diagnostics": Ignored(Json()),
         "container": Refused(anthropic.NO_SERVER_TOOLS),
         **internal("cache_salt", "kv_transfer_params", "ec_transfer_params", "vllm_xargs"),
         **internal("mm_payload", "return_mm_kwargs", "watermarking"),

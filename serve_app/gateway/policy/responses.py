@@ -22,7 +22,7 @@ OTHER_TOOLS = dict.fromkeys(SERVER_TOOLS.split(), NO_SERVER_TOOLS)
 
 def input_items(c: PolicyConfig) -> Rule:
     shared: Fields = {"id": ID, "status": STATUS}
-    calling: Fields = {"call_id": ID, "caller": CALLER, "namespace": Text(most=64), **shared}
+    calling: Fields = {"call_id": ID, "caller": CALLER, "namespace": Text(most=64), "async": Ignored(Bool()), **shared}
     name = Text(least=1, most=256)
     output = Either(PROMPT, _parts(c))
     summary = tagged("type", summary_text=Object({"text": PROMPT}, ("text",)))
