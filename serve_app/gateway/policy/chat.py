@@ -40,6 +40,7 @@ def content_parts(c: PolicyConfig) -> Rule:
     part = tagged(
         "type",
         refused=OTHER_PARTS,
+        default=None,
         **text_and_image(c),
         refusal=Object({"refusal": PROMPT}, ("refusal",)),
         thinking=Object({"thinking": PROMPT, "closed": Bool()}, ("thinking",)),

@@ -50,7 +50,7 @@ def scoring(c: PolicyConfig) -> Fields:
 
 
 def _text_or_parts(c: PolicyConfig) -> Rule:
-    part = tagged("type", refused=chat.OTHER_PARTS, **chat.text_and_image(c))
+    part = tagged("type", refused=chat.OTHER_PARTS, default=None, **chat.text_and_image(c))
     return Either(chat.PROMPT, Object({"content": ListOf(part, c.messages, least=1)}, ("content",)))
 
 
