@@ -14,6 +14,7 @@ from serve_app.gateway.config import GatewayConfig
 from serve_app.settings import Closed, ConfigError, describe_errors
 
 MODELS_DIRECTORY = Path(__file__).resolve().parent.parent / "configs" / "models"
+DEMO_DIRECTORY = MODELS_DIRECTORY.parent / "demo"
 DEMO_SOURCE = "demo"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
