@@ -104,6 +104,7 @@ class Inference:
             lambda: ticket.refusal,
             request_id=call.request_id,
             style=style_of(scope["path"]),
+            before_end=call.settle,
         )
         ticket.on_refusal = answer.fail
         token = tickets.current.set(ticket)
@@ -116,14 +117,11 @@ class Inference:
             call.status, call.error, call.client_left = answer.status, answer.error, answer.client_left
 
     async def _account(self, call: Call, path: str) -> None:
-        used = call.ticket.usage() if call.ticket else Usage()
+        used = call.usage()
         # The row first: Serve cancels a request whose client has left, and can do so at any `await`.
         if self._ledger is not None:
             self._ledger.add(_row(call, path, used))
-        if call.ticket and call.ticket.refusal and not used.attempts:
-            await call.reservation.release()
-        else:
-            await call.reservation.settle(used.prompt_tokens + used.output_tokens)
+        await call.settle()
 
 
 def _row(call: Call, path: str, used: Usage) -> Row:
