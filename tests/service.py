@@ -32,6 +32,14 @@ def wait_for(condition: Callable[[], T], what: str, seconds: float = 60) -> T:
     return value
 
 
+@dataclass(frozen=True)
+class Gateway:
+    """A live gateway, and the port of its own at which HAProxy reaches it."""
+
+    process: psutil.Process
+    url: str
+
+
 @dataclass
 class Service:
     """A running service."""
@@ -75,6 +83,15 @@ class Service:
             return dict(httpx.get(f"{self.url}/api/healthz", timeout=10).json())
         except (httpx.HTTPError, ValueError):
             return {}
+
+    def gateways(self) -> list[Gateway]:
+        return [
+            Gateway(process, f"http://127.0.0.1:{listening.laddr.port}")
+            for process in self.processes()
+            if command_line(process).strip() == "ray::ServeReplica:chat:gateway"
+            for listening in process.net_connections("tcp4")
+            if listening.status == psutil.CONN_LISTEN and 30000 <= listening.laddr.port < 31000
+        ]
 
     def up(self, model: str, replicas: int) -> bool:
         """Whether so many replicas of a model are up, and the gateway counts none that is dead."""

@@ -7,27 +7,19 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from tests.conftest import demo
 from tests.redis_server import RedisServer, running_redis
-from tests.service import Service, command_line, running_service, wait_for
+from tests.service import Gateway, Service, running_service, wait_for
 
 CHAT = "/v1/chat/completions"
 KEYS = {"plain": [], "narrow": ["--concurrent", "6"]}
 GATEWAY = {"replicas": 2, "limits": {"lease_s": 3}}
 STORY = "[[pace: 200ms]] a long story"
-
-
-@dataclass(frozen=True)
-class Gateway:
-    process: psutil.Process
-    url: str
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +43,8 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def service(running: Service) -> Service:
     """The service with both of its gateways, whatever an earlier test has killed."""
-    wait_for(lambda: len(gateways(running)) == 2 and all(map(answers, gateways(running))), "two gateways", 240)
+    wait_for(lambda: len(running.gateways()) == 2 and all(map(answers, running.gateways())), "two gateways", 240)
     return running
-
-
-def gateways(service: Service) -> list[Gateway]:
-    """The live gateways, each with the port that HAProxy reaches it at."""
-    processes = [p for p in service.processes() if command_line(p).strip() == "ray::ServeReplica:chat:gateway"]
-    return [
-        Gateway(process, f"http://127.0.0.1:{listening.laddr.port}")
-        for process in processes
-        for listening in process.net_connections("tcp4")
-        if listening.status == psutil.CONN_LISTEN and listening.laddr.ip == "127.0.0.1"
-        if 30000 <= listening.laddr.port < 31000
-    ]
 
 
 def answers(gateway: Gateway) -> bool:
@@ -88,21 +68,21 @@ async def until(condition: Callable[[], object], what: str, seconds: float = 60)
 
 def fallbacks(service: Service) -> float:
     """How often a gateway has decided alone."""
-    texts = [httpx.get(f"{g.url}/metrics", headers=bearer(service.key)).text for g in gateways(service)]
+    texts = [httpx.get(f"{g.url}/metrics", headers=bearer(service.key)).text for g in service.gateways()]
     return sum(float(text.partition("\nvllm_chat_limiter_fallback_total ")[2].partition("\n")[0]) for text in texts)
 
 
 async def new_key(service: Service, *options: str) -> str:
     """A key that both gateways take."""
     key = await asyncio.to_thread(service.new_key, "new", *options)
-    urls = [f"{gateway.url}/metrics" for gateway in gateways(service)]
+    urls = [f"{gateway.url}/metrics" for gateway in service.gateways()]
     await until(lambda: all(httpx.get(url, headers=bearer(key)).status_code == 403 for url in urls), "the key", 10)
     return key
 
 
 async def statuses(service: Service, key: str, requests: int, **settings: Any) -> Counter[int]:
     """So many requests at once, to one gateway and the other in turn, each by a connection of its own."""
-    urls = [gateway.url for gateway in gateways(service)] * requests
+    urls = [gateway.url for gateway in service.gateways()] * requests
     async with httpx.AsyncClient(headers=bearer(key), timeout=60) as client:
         body = chat("[[answer: yes]]", **settings)
         posts = (client.post(url + CHAT, json=body) for url in urls[:requests])
@@ -175,7 +155,7 @@ async def places(service: Service, gateway: Gateway, streams: int) -> list[Strea
 
 
 async def test_places_are_counted_over_both(service: Service) -> None:
-    one, other = gateways(service)
+    one, other = service.gateways()
     streams = await places(service, one, 3) + await places(service, other, 3)
     assert not await Stream(service, one).let_in()
     assert not await Stream(service, other).let_in()
@@ -186,7 +166,7 @@ async def test_places_are_counted_over_both(service: Service) -> None:
 
 
 async def test_the_death_of_a_gateway_takes_its_own_requests_only(service: Service) -> None:
-    victim, other = gateways(service)
+    victim, other = service.gateways()
     lost, kept = await places(service, victim, 4), await places(service, other, 2)
     victim.process.kill()
     await until(lambda: all(stream.broke for stream in lost), "the end of its streams")
