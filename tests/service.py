@@ -62,7 +62,7 @@ class Service:
     def new_key(self, name: str, *options: str) -> str:
         """A key that is added to the keys file now, once the service takes it; options as in `running_service`."""
         key = make_key(self.keys_file, name, options)
-        wait_for(lambda: self.takes(key), "the reading of the keys file", 2)
+        wait_for(lambda: self.takes(key), "the reading of the keys file", 10)
         return key
 
     def takes(self, key: str) -> bool:
