@@ -32,6 +32,14 @@ def wait_for(condition: Callable[[], T], what: str, seconds: float = 60) -> T:
     return value
 
 
+@dataclass(frozen=True)
+class Gateway:
+    """A live gateway, and the port of its own at which HAProxy reaches it."""
+
+    process: psutil.Process
+    url: str
+
+
 @dataclass
 class Service:
     """A running service."""
@@ -54,7 +62,7 @@ class Service:
     def new_key(self, name: str, *options: str) -> str:
         """A key that is added to the keys file now, once the service takes it; options as in `running_service`."""
         key = make_key(self.keys_file, name, options)
-        wait_for(lambda: self.takes(key), "the reading of the keys file", 2)
+        wait_for(lambda: self.takes(key), "the reading of the keys file", 10)
         return key
 
     def takes(self, key: str) -> bool:
@@ -75,6 +83,15 @@ class Service:
             return dict(httpx.get(f"{self.url}/api/healthz", timeout=10).json())
         except (httpx.HTTPError, ValueError):
             return {}
+
+    def gateways(self) -> list[Gateway]:
+        return [
+            Gateway(process, f"http://127.0.0.1:{listening.laddr.port}")
+            for process in self.processes()
+            if command_line(process).strip() == "ray::ServeReplica:chat:gateway"
+            for listening in process.net_connections("tcp4")
+            if listening.status == psutil.CONN_LISTEN and 30000 <= listening.laddr.port < 31000
+        ]
 
     def up(self, model: str, replicas: int) -> bool:
         """Whether so many replicas of a model are up, and the gateway counts none that is dead."""

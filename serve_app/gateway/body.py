@@ -1,8 +1,12 @@
 """The request body: read whole and bounded, and given to vLLM's app as if it had just come."""
 
+import asyncio
+
 from starlette.types import Message, Receive
 
 from serve_app.gateway.errors import TooLarge
+
+DISCONNECT: Message = {"type": "http.disconnect"}
 
 
 class ClientLeft(Exception):
@@ -38,3 +42,19 @@ def replay(body: bytes, receive: Receive) -> Receive:
         return pending.pop() if pending else await receive()
 
     return replayed
+
+
+async def receive_until(over: asyncio.Future[None], receive: Receive) -> Message:
+    """The connection's next message, or a disconnect once `over` is done."""
+    if over.done():
+        return DISCONNECT
+    incoming = asyncio.ensure_future(_await(receive))
+    try:
+        await asyncio.wait((incoming, over), return_when=asyncio.FIRST_COMPLETED)
+        return incoming.result() if incoming.done() else DISCONNECT
+    finally:
+        incoming.cancel()
+
+
+async def _await(receive: Receive) -> Message:
+    return await receive()

@@ -9,7 +9,7 @@ from serve_app.gateway.frontend import Frontend
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.limits.limiter import Quota
 from serve_app.gateway.limits.requests import Reservation
-from serve_app.gateway.ticket import Ticket
+from serve_app.gateway.ticket import Ticket, Usage
 
 
 @dataclass(slots=True)
@@ -30,3 +30,15 @@ class Call:
     """What the client got; None: it left before that."""
     error: GatewayError | None = None
     client_left: bool = False
+
+    def usage(self) -> Usage:
+        """What the request has come to so far."""
+        return self.ticket.usage() if self.ticket else Usage()
+
+    async def settle(self) -> None:
+        """Charge the caller's limits with what was used, and free its place. Calls after the first do nothing."""
+        used = self.usage()
+        if self.ticket and self.ticket.refusal and not used.attempts:
+            await self.reservation.release()
+        else:
+            await self.reservation.settle(used.prompt_tokens + used.output_tokens)

@@ -1,6 +1,7 @@
 """How long each part of an answer may take, by the service's settings and by the client's own headers."""
 
 import math
+from collections.abc import Iterator
 from typing import Protocol
 
 from pydantic import Field
@@ -46,6 +47,21 @@ class Progress(Protocol):
     @property
     def token(self) -> float | None:
         """When its last token came, or the request moved to another replica."""
+
+
+def running(
+    deadlines: DeadlinesConfig, progress: Progress, begun: float, chunk: float | None, writing: float | None
+) -> Iterator[tuple[float | None, float, str]]:
+    """Each deadline of a request: since when it runs (None: not now), its seconds, and what it bounds.
+
+    `begun`: when the request came; `chunk`: when a chunk of its stream was last sent; `writing`: since when the
+    client has not taken what is being sent.
+    """
+    token = progress.token if chunk is None else max(progress.token or 0.0, chunk)
+    yield begun, deadlines.total_s, "The request"
+    yield progress.dispatched if token is None else None, deadlines.first_token_s, "The first token"
+    yield token, deadlines.between_tokens_s, "The next token"
+    yield writing, deadlines.write_stall_s, "Sending to the client"
 
 
 def client_deadline(headers: Headers, now: float) -> float | None:

@@ -1,6 +1,6 @@
 """Errors as clients see them: OpenAI's shape, a status, and nothing from inside.
 
-Source: https://platform.openai.com/docs/guides/error-codes.
+Sources: https://platform.openai.com/docs/guides/error-codes, https://docs.anthropic.com/en/api/errors.
 
 GatewayError
     Unauthorized        401  no key, or not the right one
@@ -41,7 +41,6 @@ Headers = list[tuple[bytes, bytes]]
 Style = Literal["openai", "anthropic"]
 JSON = (b"content-type", b"application/json")
 
-# Source: https://docs.anthropic.com/en/api/errors.
 ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",

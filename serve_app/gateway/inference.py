@@ -104,6 +104,7 @@ class Inference:
             lambda: ticket.refusal,
             request_id=call.request_id,
             style=style_of(scope["path"]),
+            before_end=call.settle,
         )
         ticket.on_refusal = answer.fail
         token = tickets.current.set(ticket)
@@ -116,36 +117,35 @@ class Inference:
             call.status, call.error, call.client_left = answer.status, answer.error, answer.client_left
 
     async def _account(self, call: Call, path: str) -> None:
-        used = call.ticket.usage() if call.ticket else Usage()
-        if call.ticket and call.ticket.refusal and not used.attempts:
-            await call.reservation.release()
-        else:
-            await call.reservation.settle(used.prompt_tokens + used.output_tokens)
-        if self._ledger is None:
-            return
-        reasoning = 0
-        if call.status != OK:
-            used = used._replace(output_tokens=0)  # an error, or nothing at all, is all that the client got
-        elif call.frontend and call.ticket:
-            reasoning = sum(map(call.frontend.count_reasoning, call.ticket.answers()))
-        self._ledger.add(
-            Row(
-                time=call.arrived,
-                request_id=call.request_id,
-                key_id=call.caller.id,
-                model=call.model,
-                route=path,
-                prompt_tokens=used.prompt_tokens,
-                cached_tokens=used.cached_tokens,
-                output_tokens=used.output_tokens,
-                reasoning_tokens=reasoning,
-                ttft_s=None if used.first_token_at is None else used.first_token_at - call.started,
-                duration_s=time.monotonic() - call.started,
-                finish=_finish(call, used),
-                attempts=used.attempts,
-                status=CLIENT_LEFT if call.status is None else call.status,
-            )
-        )
+        used = call.usage()
+        # The row first: Serve cancels a request whose client has left, and can do so at any `await`.
+        if self._ledger is not None:
+            self._ledger.add(_row(call, path, used))
+        await call.settle()
+
+
+def _row(call: Call, path: str, used: Usage) -> Row:
+    reasoning = 0
+    if call.status != OK:
+        used = used._replace(output_tokens=0)  # an error, or nothing at all, is all that the client got
+    elif call.frontend and call.ticket:
+        reasoning = sum(map(call.frontend.count_reasoning, call.ticket.answers()))
+    return Row(
+        time=call.arrived,
+        request_id=call.request_id,
+        key_id=call.caller.id,
+        model=call.model,
+        route=path,
+        prompt_tokens=used.prompt_tokens,
+        cached_tokens=used.cached_tokens,
+        output_tokens=used.output_tokens,
+        reasoning_tokens=reasoning,
+        ttft_s=None if used.first_token_at is None else used.first_token_at - call.started,
+        duration_s=time.monotonic() - call.started,
+        finish=_finish(call, used),
+        attempts=used.attempts,
+        status=CLIENT_LEFT if call.status is None else call.status,
+    )
 
 
 def _finish(call: Call, used: Usage) -> Finish:

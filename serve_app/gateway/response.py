@@ -8,11 +8,12 @@ that ends cleanly for a whole answer. vLLM reports a failure in a stream as `dat
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.gateway.deadlines import DeadlinesConfig, Progress
+from serve_app.gateway.body import receive_until
+from serve_app.gateway.deadlines import DeadlinesConfig, Progress, running
 from serve_app.gateway.errors import DeadlineExceeded, GatewayError, Style, UpstreamFailed, error_frame, send_error
 from serve_app.gateway.headers import is_event_stream
 from serve_app.gateway.translate import from_answer, from_frame, internal_error
@@ -20,8 +21,9 @@ from serve_app.gateway.translate import from_answer, from_frame, internal_error
 logger = logging.getLogger("ray.serve")
 
 COMMENT: Message = {"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True}
-DISCONNECT: Message = {"type": "http.disconnect"}
 FAILURES = (b'data: {"error"', b"event: error")
+# The events after which a client counts a stream as complete.
+ENDS = (b"data: [DONE]", b"event: message_stop", b"event: response.completed", b"event: response.incomplete")
 MAX_ERROR_BYTES = 1024 * 1024
 CLIENT_LEFT = 499
 # vLLM's app ends by itself when it is told that the client is gone; a task that does not is cancelled.
@@ -46,16 +48,17 @@ class Answer:
         *,
         request_id: str,
         style: Style = "openai",
+        before_end: Callable[[], Awaitable[None]],
     ) -> None:
-        """Prepare an answer.
-
-        Args:
-            send: the client's, through `with_headers`.
-            deadlines: the service's; what the client itself asks for is admission's matter.
-            progress: written where the request is dispatched and its tokens are seen.
-            refusal: why the gateway refused the request, once it has. It goes before whatever vLLM made of it.
-            request_id: for the log, and for the message of a failure inside.
-            style: whose error shape the client reads.
+        """Args:
+        send: the client's, through `with_headers`.
+        deadlines: the service's; what the client itself asks for is admission's matter.
+        progress: written where the request is dispatched and its tokens are seen.
+        refusal: why the gateway refused the request, once it has. It goes before whatever vLLM made of it.
+        request_id: for the log, and for the message of a failure inside.
+        style: whose error shape the client reads.
+        before_end: awaited, perhaps more than once, before the client learns that the answer is over: it may
+            send its next request at once, and should find its place free.
         """
         self.status: int | None = None
         self.error: GatewayError | None = None
@@ -65,6 +68,7 @@ class Answer:
         self._refusal = refusal
         self._request_id = request_id
         self._style = style
+        self._before_end = before_end
         self._loop = asyncio.get_running_loop()
         self._begun = self._wrote = self._chunk = self._write_began = self._loop.time()
         self._over = asyncio.Event()
@@ -109,14 +113,7 @@ class Answer:
         vLLM runs a request that is not streamed in a task that only a disconnect ends: cancelling its app leaves
         that task, and the engine, at work (vllm/entrypoints/serve/utils/api_utils.py, with_cancellation).
         """
-        if self._gone.done():
-            return DISCONNECT
-        incoming = asyncio.ensure_future(_await(receive))
-        try:
-            await asyncio.wait((incoming, self._gone), return_when=asyncio.FIRST_COMPLETED)
-            message = incoming.result() if incoming.done() else DISCONNECT
-        finally:
-            incoming.cancel()
+        message = await receive_until(self._gone, receive)
         if message["type"] == "http.disconnect" and not self._over.is_set():
             self._leave()
         return message
@@ -157,6 +154,10 @@ class Answer:
         self._watch()
 
     async def _write(self, message: Message) -> None:
+        if message["type"] == "http.response.body" and (
+            not message.get("more_body", False) or message["body"].startswith(ENDS)
+        ):
+            await self._before_end()
         if not self._writing:
             self._write_began = self._loop.time()
         self._writing += 1
@@ -185,7 +186,8 @@ class Answer:
             return
         now, comment_s = self._loop.time(), self._deadlines.keep_alive_s
         times = []
-        for since, limit, what in self._limits():
+        chunk, writing = self._chunk if self._streaming else None, self._write_began if self._writing else None
+        for since, limit, what in running(self._deadlines, self._progress, self._begun, chunk, writing):
             if not limit:
                 continue
             if since is not None and since + limit <= now:
@@ -201,15 +203,6 @@ class Answer:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_at(min(times), self._watch) if times else None
-
-    def _limits(self) -> Iterator[tuple[float | None, float, str]]:
-        """Each deadline: since when it runs (None: not now), its seconds, and what it bounds."""
-        deadlines, progress = self._deadlines, self._progress
-        token = max(progress.token or 0.0, self._chunk) if self._streaming else progress.token
-        yield self._begun, deadlines.total_s, "The request"
-        yield progress.dispatched if token is None else None, deadlines.first_token_s, "The first token"
-        yield token, deadlines.between_tokens_s, "The next token"
-        yield self._write_began if self._writing else None, deadlines.write_stall_s, "Sending to the client"
 
     def fail(self, error: GatewayError) -> None:
         """End the request with this error; without effect on an answer that is over."""
@@ -236,6 +229,7 @@ class Answer:
         """Tell the client, if it can still be told; then the server closes what has no end."""
         try:
             async with asyncio.timeout(self._deadlines.write_stall_s or None):
+                await self._before_end()
                 if not self._started:
                     self.status = error.status
                     await send_error(error, self._send, [], self._style)
@@ -252,7 +246,3 @@ class Answer:
             await asyncio.wait((task,), timeout=GRACE_S)
         finally:
             task.cancel()
-
-
-async def _await(receive: Receive) -> Message:
-    return await receive()

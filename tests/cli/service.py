@@ -154,6 +154,7 @@ def serving(service: Service) -> Iterator[Service]:
     """Run the service in a thread; `service.url` is its /v1."""
     config = uvicorn.Config(service.app(), port=0, log_level="error", timeout_graceful_shutdown=1)
     sockets = [config.bind_socket()]
+    sockets[0].listen()  # before the thread does, so that nobody comes too early
     server = uvicorn.Server(config)
     service.url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}/v1"
     thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)

@@ -242,7 +242,9 @@ def early_close(player: Player) -> dict[str, Any]:
 
 
 def failing_stream(player: Player) -> dict[str, Any]:
-    return read(player.chat(player.client(max_retries=2), f"[[answer: {CALM}]] [[fail after: 3]]", stream=True))
+    return read(
+        player.chat(player.client(max_retries=2), f"[[answer: {CALM}]] [[pace: 50ms]] [[fail after: 3]]", stream=True)
+    )
 
 
 def dying_stream(player: Player) -> dict[str, Any]:

@@ -62,11 +62,17 @@ class Client:
         return "".join(text_of(chunk) for chunk in chunks)
 
     def leave(self, content: str, tokens: int) -> None:
-        """A stream that is left after so many tokens, by a client that dies: its connection is reset."""
+        """A stream that is left after so many tokens.
+
+        It comes from the gateway itself, and the connection is reset: HAProxy would take a closed one for half closed,
+        and go on until it can no longer write.
+        """
         linger = (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         with (
             httpx.Client(headers=self.headers, transport=httpx.HTTPTransport(socket_options=[linger])) as http,
-            http.stream("POST", self._service.url + CHAT, json=chat(content, stream=True), timeout=60) as response,
+            http.stream(
+                "POST", self._service.gateways()[0].url + CHAT, json=chat(content, stream=True), timeout=60
+            ) as response,
         ):
             texts = filter(None, (text_of(json.loads(line[6:])) for line in response.iter_lines() if line))
             for _ in range(tokens):

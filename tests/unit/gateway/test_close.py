@@ -18,9 +18,12 @@ from tests.unit.gateway.test_response import CANNOT_SEE, DONE, FAILED, TOKEN, ap
 async def served(vllm: ASGIApp) -> AsyncIterator[int]:
     """The port of a server that answers every request with what this app sends."""
 
+    async def nothing() -> None:
+        return None
+
     async def gateway(scope: Scope, receive: Receive, send: Send) -> None:
         sending = with_headers(send)
-        answer = Answer(sending, DeadlinesConfig(), Progress(), lambda: None, request_id="req-1")
+        answer = Answer(sending, DeadlinesConfig(), Progress(), lambda: None, request_id="req-1", before_end=nothing)
         await answer.run(vllm, scope, receive)
 
     server = uvicorn.Server(uvicorn.Config(gateway, host="127.0.0.1", port=0, lifespan="off", log_level="critical"))

@@ -46,6 +46,8 @@ class Client:
         self.headers: dict[bytes, bytes] = {}
         self.chunks: list[tuple[float, bytes]] = []
         self.ended = False
+        self.chunks_at_end: list[int] = []
+        """How many chunks the client had whenever `before_end` was awaited."""
         self.reads = asyncio.Event()
         self.reads.set()
         self.left = asyncio.Event()
@@ -57,9 +59,13 @@ class Client:
             self.progress,
             lambda: self.refusal,
             request_id="r1",
+            before_end=self.end,
             style=style,
         )
         self._body = [b"{}"]
+
+    async def end(self) -> None:
+        self.chunks_at_end.append(len(self.chunks))
 
     @property
     def body(self) -> bytes:
@@ -124,6 +130,7 @@ def test_a_stream_passes_through() -> None:
         assert (client.status, client.headers[b"content-type"]) == (200, SSE[0][1])
         assert [body for _, body in client.chunks] == [TOKEN, TOKEN, DONE, b""]
         assert client.ended
+        assert client.chunks_at_end == [2, 3]  # before what tells the client that all has come
         assert (client.answer.status, client.answer.error) == (200, None)
 
     run(main())
@@ -134,6 +141,7 @@ def test_a_whole_answer_passes_through() -> None:
         client = Client()
         await client.answer.run(app_answering(200, b'{"id":"x"}'), SCOPE, client.receive)
         assert (client.status, client.body, client.ended) == (200, b'{"id":"x"}', True)
+        assert client.chunks_at_end == [0]
         assert client.headers[b"content-length"] == b"10"
 
     run(main())

@@ -3,16 +3,17 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import jsonschema
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
-from schemathesis import Case, GenerationMode
+from schemathesis import GenerationMode
 from schemathesis.config import GenerationConfig, ProjectConfig, ProjectsConfig, SchemathesisConfig
 
 from serve_app.gateway.errors import GatewayError
-from serve_app.gateway.policy.document import document
+from serve_app.gateway.policy.document import ERRORS, document
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.routes import MODEL_ROUTES
 from tests.unit.policy.door import LEAST, check
@@ -35,15 +36,16 @@ FEW = settings(
 BEYOND = {"invalid_schema"}
 
 
-def body_of(case: Case) -> bytes:
-    return case.body if isinstance(case.body, bytes) else json.dumps(case.body).encode()
+def body_of(case: Any) -> bytes:
+    body: Any = case.body
+    return body if isinstance(body, bytes) else json.dumps(body).encode()
 
 
 @pytest.mark.parametrize("path", LEAST)
 def test_what_fits_the_document_passes(path: str) -> None:
     @FEW
     @given(SCHEMA[path]["POST"].as_strategy(generation_mode=GenerationMode.POSITIVE))
-    def send(case: Case) -> None:
+    def send(case: Any) -> None:
         try:
             check(path, body_of(case))
         except GatewayError as error:
@@ -57,7 +59,7 @@ def test_what_fits_the_document_passes(path: str) -> None:
 def test_what_does_not_fit_is_refused(path: str) -> None:
     @FEW
     @given(SCHEMA[path]["POST"].as_strategy(generation_mode=GenerationMode.NEGATIVE))
-    def send(case: Case) -> None:
+    def send(case: Any) -> None:
         with pytest.raises(GatewayError) as error:
             check(path, body_of(case))
         assert error.value.status == 400
@@ -80,10 +82,7 @@ def test_it_names_every_route_and_its_errors() -> None:
     assert set(DOCUMENT["paths"]) == set(MODEL_ROUTES) | reads
     for path in MODEL_ROUTES:
         statuses = set(DOCUMENT["paths"][path]["post"]["responses"])
-        assert statuses == {
-            "200",
-            *["400", "401", "403", "404", "413", "415", "422", "429", "431", "500", "503", "504"],
-        }
+        assert statuses == {"200", *map(str, ERRORS)}
     assert DOCUMENT["security"] == [{"bearer": []}]
     assert DOCUMENT["paths"]["/api/healthz"]["get"]["security"] == []
 

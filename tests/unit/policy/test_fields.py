@@ -376,7 +376,7 @@ def test_prompts_of_token_ids_are_a_feature(prompt: list[Any]) -> None:
 @pytest.mark.parametrize("path", LEAST)
 def test_a_refusal_never_shows_a_value(path: str) -> None:
     secret = "s3cret-words"
-    wrong = [{name: {secret: secret}} for name in LEAST[path]]
+    wrong: list[dict[str, Any]] = [{name: {secret: secret}} for name in LEAST[path]]
     wrong += [{"model": [secret]}, {"unknown": secret}, {"cache_salt": secret}, {"tools": secret}]
     wrong += [{"messages": [{"role": secret, "content": secret}]}, {"temperature": secret}]
     for fields in wrong:
