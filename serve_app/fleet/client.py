@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
@@ -179,6 +180,11 @@ class FleetClient(EngineCoreClient):
         if self.journal.holds(entry):
             self.journal.close(request_id)
             output = EngineCoreOutput(request_id, [], finish_reason=finish_reason, stop_reason=stop_reason)
+            if entry.request.pooling_params is not None:
+                # vLLM takes an output without one for generated, and its output handler dies of that.
+                output.pooling_output = torch.empty(0)
+                if finish_reason is FinishReason.ERROR and entry.on_error is not None:
+                    entry.on_error()  # vLLM would answer with the empty vector
             self._outputs.put_nowait(EngineCoreOutputs(outputs=[output]))
 
     async def _read(self) -> None:

@@ -25,6 +25,7 @@ class Entry:
         "first_token_at",
         "last_token_at",
         "on_close",
+        "on_error",
         "on_first_token",
         "read",
         "request",
@@ -47,6 +48,8 @@ class Entry:
         self.finish_reason: FinishReason | None = None
         """As the front end has read it; None while it runs, and when the request was given up."""
         self.on_first_token: Callable[[], None] | None = None
+        self.on_error: Callable[[], None] | None = None
+        """Called if it is given up, where vLLM has no way to say so."""
         self.on_close: Callable[[], None] | None = None
         """Called once, when the request needs no replica any more."""
         self.attempt = 0

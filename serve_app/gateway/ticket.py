@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from serve_app.fleet.journal import Entry
 from serve_app.gateway.admission import Admission, Slot
-from serve_app.gateway.errors import ContextLengthExceeded, GatewayError
+from serve_app.gateway.errors import ContextLengthExceeded, GatewayError, UpstreamFailed
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.limits.limiter import Quota
 from serve_app.gateway.limits.requests import Reservation
@@ -132,6 +132,11 @@ class Ticket:
             await asyncio.Event().wait()
             raise
         self.entries.append(entry)
+        entry.on_error = self._fail
+
+    def _fail(self) -> None:
+        if self.on_refusal is not None:
+            self.on_refusal(UpstreamFailed())
 
     def close(self) -> None:
         """The request has ended: give back what its requests to the engine core do not give back themselves."""
