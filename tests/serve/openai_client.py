@@ -207,7 +207,7 @@ def retries(player: Player) -> dict[str, Any]:
 
 def success_after_a_retry(player: Player) -> dict[str, Any]:
     """Also: a stream that is closed early gives its place back."""
-    with player.client("single") as first:
+    with player.client("single", max_retries=8) as first:
         held = player.chat(first, f"[[answer: {CALM}]] [[pace: 1000ms]]", stream=True)
         next(iter(held))
         second = player.client("single", max_retries=8)

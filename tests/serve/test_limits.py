@@ -46,7 +46,8 @@ class Caller:
             body = request(SLOW, stream=True, **fields)
             with client.stream("POST", "/v1/chat/completions", json=body) as response:
                 assert response.status_code == 200
-                next(response.iter_bytes())
+                chunks = response.iter_bytes()  # once this is gone, so is the connection
+                next(chunks)
                 yield response
 
 
