@@ -16,15 +16,14 @@ def running(service: Service, model: str) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("model", ["demo", "demo-2"])
-async def test_closing_the_connection_aborts_the_request(service: Service, model: str, stream: bool) -> None:
+async def test_closing_a_stream_aborts_the_request(service: Service, model: str) -> None:
     body = {
         "model": model,
         "messages": [{"role": "user", "content": "Hi"}],
         "max_tokens": 2000,
         "ignore_eos": True,
-        "stream": stream,
+        "stream": True,
     }
     headers = {"authorization": f"Bearer {service.key}"}
     async with httpx.AsyncClient(base_url=service.url, headers=headers, timeout=60) as client:
