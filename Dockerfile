@@ -40,6 +40,7 @@ ENV PATH=/opt/venv/bin:${PATH} \
     RAY_SERVE_ENABLE_HA_PROXY=1 \
     RAY_SERVE_THROUGHPUT_OPTIMIZED=1 \
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.gateway.edge:middlewares \
+    RAY_SERVE_HAPROXY_BINARY_PATH=/opt/venv/bin/vllm-chat-haproxy \
     RAY_USAGE_STATS_ENABLED=0
 WORKDIR /app
 USER 1000:1000

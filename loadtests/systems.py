@@ -22,7 +22,10 @@ ENGINE_ENV = {
     "HF_HUB_OFFLINE": "1",
 }
 FAST_PATH = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-EDGE = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.gateway.edge:middlewares"}
+EDGE = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.gateway.edge:middlewares",
+    "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("vllm-chat-haproxy")),
+}
 SERVE = [sys.executable, "-m", "ray.serve.scripts", "run"]
 
 

@@ -5,6 +5,7 @@ vLLM answers with `{"error": {"message", "type", "param", "code": <status>}}`, o
 passing on, less what they say of the inside; what it says of its own failures is not.
 """
 
+import logging
 import re
 from http import HTTPStatus
 
@@ -20,6 +21,8 @@ from serve_app.gateway.errors import (
     TooLarge,
     Unprocessable,
 )
+
+logger = logging.getLogger("ray.serve")
 
 MAX_MESSAGE = 500
 MAX_FIELDS = 5
@@ -87,6 +90,8 @@ def _translate(status: int, info: _Info, request_id: str) -> GatewayError:
     if status == HTTPStatus.NOT_IMPLEMENTED:
         return TaskNotSupported("The model does not support this request.", param="model")
     if not 400 <= status < 500:
+        # vLLM has logged why, without the id that the client is given.
+        logger.error("request %s failed in the front end with status %d", request_id, status)
         return internal_error(request_id)
     message, param = _message(info.message), _param(info.param)
     if status == HTTPStatus.BAD_REQUEST and _CONTEXT.search(info.message):

@@ -9,23 +9,28 @@ import pytest
 from tests.service import Service, wait_for
 
 
-def running(service: Service, model: str) -> float:
+TOKENS = 2000
+
+
+def metric(service: Service, name: str, model: str) -> float:
     text = service.http.get("/metrics").text
-    found = re.search(rf'vllm:num_requests_running{{engine="0",model_name="{model}"}} (\S+)', text)
+    found = re.search(rf'vllm:{name}{{engine="0",model_name="{model}"}} (\S+)', text)
     assert found is not None
     return float(found[1])
 
 
+@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("model", ["demo", "demo-2"])
-async def test_closing_a_stream_aborts_the_request(service: Service, model: str) -> None:
+async def test_closing_the_connection_aborts_the_request(service: Service, model: str, stream: bool) -> None:
     body = {
         "model": model,
         "messages": [{"role": "user", "content": "Hi"}],
-        "max_tokens": 2000,
+        "max_tokens": TOKENS,
         "ignore_eos": True,
-        "stream": True,
+        "stream": stream,
     }
     headers = {"authorization": f"Bearer {service.key}"}
+    before = metric(service, "generation_tokens_total", model)
     async with httpx.AsyncClient(base_url=service.url, headers=headers, timeout=60) as client:
 
         async def read() -> None:
@@ -34,6 +39,11 @@ async def test_closing_a_stream_aborts_the_request(service: Service, model: str)
                     pass
 
         reading = asyncio.create_task(read())
-        await asyncio.to_thread(wait_for, lambda: running(service, model) == 1, "the start in the engine core")
+        await running(service, model, 1, "the start in the engine core")
         reading.cancel()
-        await asyncio.to_thread(wait_for, lambda: running(service, model) == 0, "the abort in the engine core", 10)
+        await running(service, model, 0, "the abort in the engine core")
+    assert metric(service, "generation_tokens_total", model) - before < TOKENS
+
+
+async def running(service: Service, model: str, count: int, what: str) -> None:
+    await asyncio.to_thread(wait_for, lambda: metric(service, "num_requests_running", model) == count, what)

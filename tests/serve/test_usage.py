@@ -192,6 +192,28 @@ def test_a_client_that_leaves_pays_for_what_it_was_sent(client: Client) -> None:
         list(threads.map(lambda tokens: client.leave("a story [[pace: 1500ms]]", tokens), (1, 2, 3)))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_before_the_first_token(service: Service, client: Client, stream: bool) -> None:
+    content = "a story [[pace: 60000ms]]"
+    async with httpx.AsyncClient(base_url=service.url, headers=client.headers, timeout=60) as http:
+        request = asyncio.create_task(http.post(CHAT, json=chat(content, stream=stream)))
+        await until(lambda: service.health()["queue_size"] == 1, "the arrival of the request")
+        request.cancel()
+        await asyncio.wait([request])
+    client.lines.append(Line(client.prompt_of(content), 0, "abort", 1, 499))
+
+
+async def test_a_client_that_leaves_before_a_whole_answer_has_got_nothing(service: Service, client: Client) -> None:
+    content = "a story [[pace: 200ms]]"
+    async with httpx.AsyncClient(base_url=service.url, headers=client.headers, timeout=60) as http:
+        request = asyncio.create_task(http.post(CHAT, json=chat(content)))
+        await until(lambda: service.health()["queue_size"] == 1, "the arrival of the request")
+        await until(lambda: service.health()["queue_size"] == 0, "its first token")
+        request.cancel()
+        await asyncio.wait([request])
+    client.lines.append(Line(client.prompt_of(content), 0, "abort", 1, 499))
+
+
 async def until(condition: Callable[[], object], what: str) -> None:
     await asyncio.to_thread(wait_for, condition, what)
 

@@ -22,7 +22,7 @@ class Prompts(Rule):
         self._texts = Either(text, ListOf(Either(text, tokens), most, least=1))
 
     def check(self, value: Any, view: View) -> None:
-        one_of_tokens = type(value) is list and value and type(value[0]) is int
+        one_of_tokens = type(value) is list and value and type(value[0]) in Int.kinds
         (self._tokens if one_of_tokens else self._texts).check(value, view)
 
     def schema(self) -> Schema:

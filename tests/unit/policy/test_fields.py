@@ -365,6 +365,11 @@ def test_prefill_is_a_feature() -> None:
     assert passed(CHAT, fields, caller("prefill")).items() >= fields.items()
 
 
+def test_prompts_of_token_ids_may_be_whole_numbers_of_any_spelling() -> None:
+    assert passed("/v1/embeddings", {"input": [1.0, 2]})["input"] == [1, 2]
+    assert refused("/v1/embeddings", {"input": [1.5, 2]})[:3] == (*INVALID, "input.0")
+
+
 @pytest.mark.parametrize("prompt", [[1, 2], [[1], [2]]])
 def test_prompts_of_token_ids_are_a_feature(prompt: list[Any]) -> None:
     path = "/v1/completions"
