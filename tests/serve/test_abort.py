@@ -8,7 +8,6 @@ import pytest
 
 from tests.service import Service, wait_for
 
-
 TOKENS = 2000
 
 
