@@ -1,0 +1,1 @@
+"""The demo model: its corpus, tokenizer, training and evaluation. The service itself needs only the written files."""

@@ -1,0 +1,144 @@
+"""Trains the demo model from its corpus: `python -m serve_app.demo.train`. CPU alone is enough.
+
+The same seed, step count and thread count give the same weights. The schedule counts steps, not time.
+"""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+from torch.optim import AdamW, Muon, Optimizer
+from typer import Option
+
+from serve_app.config import DEMO_DIRECTORY
+from serve_app.demo.batches import Batch, batches
+from serve_app.demo.card import Run, write_card
+from serve_app.demo.decode import answers
+from serve_app.demo.evaluate import evaluate, suites, table
+from serve_app.demo.examples import Corpus, Examples, read_corpus
+from serve_app.demo.folder import read_model, write_model
+from serve_app.demo.llama import Llama, Shape
+from serve_app.demo.template import Conversation, Turn
+from serve_app.demo.tokenizer import train_tokenizer
+
+SEED = 20
+TOKENIZER_SAMPLE = 4000  # conversations that the tokenizer is made from
+SAMPLE = "What is the KV cache?"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to train."""
+
+    steps: int
+    tokens: int  # of a batch, padding included
+    muon_rate: float = 0.02  # of the layers' matrices
+    adam_rate: float = 0.004  # of embeddings and norms
+    warm_up: int = 40  # steps
+    decay: float = 0.6  # share of the steps in which the rates fall to zero
+
+    def rate(self, step: int) -> float:
+        """Share of the full rate at a step."""
+        return min(1.0, (step + 1) / self.warm_up, (self.steps - step) / (self.steps * self.decay))
+
+
+class Trainer:
+    """A model in training.
+
+    Each thread takes a part of every batch from end to end. That needs no two threads at the same place at the
+    same time, which on a machine that does other work costs far more than it gains.
+    """
+
+    def __init__(self, recipe: Recipe, shape: Shape, threads: int) -> None:
+        torch.manual_seed(SEED)
+        self.model = Llama(shape)
+        self._recipe, self._parts = recipe, threads
+        self._threads = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._parameters = list(self.model.parameters())
+        self.size = sum(parameter.numel() for parameter in self._parameters)
+        self.tokens = 0  # that it has read
+        matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
+        others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embed" in name]
+        self._optimizers: list[tuple[Optimizer, float]] = [
+            (AdamW(others, lr=recipe.adam_rate, betas=(0.9, 0.98), weight_decay=0.0), recipe.adam_rate)
+        ]
+        for part in range(threads):
+            muon = Muon(matrices[part::threads], lr=recipe.muon_rate, weight_decay=0.01)
+            self._optimizers.append((muon, recipe.muon_rate))
+
+    def losses(self, source: Iterator[Batch]) -> Iterator[float]:
+        """Take the recipe's steps; yields the loss of each before it."""
+        for step, batch in enumerate(islice(source, self._recipe.steps)):
+            results = list(self._threads.map(partial(self._gradients, len(batch.targets)), batch.parts(self._parts)))
+            for parameter, *gradients in zip(self._parameters, *(found for _, found in results), strict=True):
+                parameter.grad = torch.stack(gradients).sum(dim=0)
+            list(self._threads.map(partial(self._optimize, self._recipe.rate(step)), self._optimizers))
+            self.tokens += batch.ids.numel()
+            yield sum(loss for loss, _ in results)
+
+    def _gradients(self, targets: int, batch: Batch) -> tuple[float, tuple[Tensor, ...]]:
+        """The share of a part of a batch in the mean loss over `targets` tokens, and its gradients."""
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = self.model.logits(self.model(batch.ids).flatten(0, 1)[batch.places])
+        loss = functional.cross_entropy(logits, batch.targets, reduction="sum") / targets
+        return loss.item(), torch.autograd.grad(loss, self._parameters)
+
+    def _optimize(self, rate: float, optimizer: tuple[Optimizer, float]) -> None:
+        for group in optimizer[0].param_groups:
+            group["lr"] = optimizer[1] * rate
+        optimizer[0].step()
+
+
+def prepare(corpus: Corpus, tokens: int) -> tuple[Tokenizer, Iterator[Batch]]:
+    """The tokenizer, made from the corpus, and the batches to train on."""
+    sample = islice(Examples(corpus, SEED).conversations(), TOKENIZER_SAMPLE)
+    tokenizer = train_tokenizer(["".join(text for text, _ in conversation.pieces()) for conversation in sample])
+    return tokenizer, batches(Examples(corpus, SEED + 1).conversations(), tokenizer, tokens, SEED)
+
+
+def main(
+    *,
+    output: Annotated[Path, Option(help="Directory of the trained model.")] = DEMO_DIRECTORY / "model",
+    steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 1500,
+    tokens: Annotated[int, Option(min=256, help="Tokens of a step.")] = 4096,
+    threads: Annotated[int, Option(min=1, help="CPU threads.")] = 2,
+    checkpoint: Annotated[Path | None, Option(help="Directory for the model as it is every 200 steps.")] = None,
+) -> None:
+    """Trains the model, asks it all that it should know, and writes it with its card."""
+    console = Console(highlight=False)
+    corpus = read_corpus()
+    tokenizer, source = prepare(corpus, tokens)
+    trainer = Trainer(Recipe(steps, tokens), Shape(tokenizer.get_vocab_size()), threads)
+    console.print(f"{trainer.size:,} parameters, {steps} steps of about {tokens} tokens")
+    started, mean = time.monotonic(), 0.0
+    for step, loss in enumerate(trainer.losses(source), start=1):
+        mean = loss if step == 1 else 0.95 * mean + 0.05 * loss
+        if step % 20 == 0 or step == steps:
+            seconds = time.monotonic() - started
+            speed = trainer.tokens / seconds
+            console.print(f"step {step}/{steps}, loss {mean:.4f}, {speed:.0f} tokens/s, {seconds:.0f} s")
+        if step % 200 == 0:
+            said = answers(trainer.model, tokenizer, [Conversation([Turn("user", SAMPLE)])], most=80)[0]
+            console.print(f"  {SAMPLE} -> {said}", markup=False)
+            if checkpoint:
+                write_model(checkpoint, trainer.model, tokenizer)
+    write_model(output, trainer.model, tokenizer)
+    rounded, _ = read_model(output)  # as it is served: evaluated with the weights' 16 bits
+    outcomes = evaluate(rounded, tokenizer, suites(corpus))
+    console.print(table(outcomes))
+    write_card(output, rounded, corpus, Run(steps, trainer.tokens, mean), outcomes)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,44 @@
+"""Training, for a few steps: the loss falls, the same seed gives the same weights, and files can be read again."""
+
+from pathlib import Path
+
+import torch
+
+from serve_app.demo.examples import read_corpus
+from serve_app.demo.folder import digest, read_model, write_model
+from serve_app.demo.llama import Llama, Shape
+from serve_app.demo.train import Recipe, Trainer, prepare
+
+
+def train(steps: int, threads: int = 2) -> tuple[list[float], Llama]:
+    tokenizer, source = prepare(read_corpus(), 2048)
+    shape = Shape(tokenizer.get_vocab_size(), hidden=64, layers=2, heads=2, mlp=128, head_dim=32)
+    trainer = Trainer(Recipe(steps, 2048), shape, threads)
+    return list(trainer.losses(source)), trainer.model
+
+
+def test_twenty_steps_lower_the_loss_and_can_be_repeated() -> None:
+    losses, model = train(20)
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    again, other = train(20)
+    assert again == losses
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_threads_change_no_more_than_rounding() -> None:
+    (one, _), (three, _) = train(2, threads=1), train(2, threads=3)
+    assert torch.allclose(torch.tensor(one), torch.tensor(three), rtol=1e-2)
+
+
+def test_a_written_model_is_read_as_it_was(tmp_path: Path) -> None:
+    tokenizer, _ = prepare(read_corpus(), 2048)
+    torch.manual_seed(1)
+    model = Llama(Shape(tokenizer.get_vocab_size(), hidden=64, layers=1, heads=2, mlp=128, head_dim=32))
+    write_model(tmp_path, model, tokenizer)
+    read, reader = read_model(tmp_path)
+    for (name, written), again in zip(model.named_parameters(), read.parameters(), strict=True):
+        assert torch.equal(written.bfloat16().float(), again), name
+    assert reader.to_str() == tokenizer.to_str()
+    before = digest(tmp_path)
+    write_model(tmp_path, model, tokenizer)
+    assert digest(tmp_path) == before
