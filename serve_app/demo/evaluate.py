@@ -136,7 +136,7 @@ def main(
 def _wrong(model: Llama, tokenizer: Tokenizer, cases: Sequence[Case]) -> list[tuple[str, str, str]]:
     wrong = []
     for think in (False, True):
-        group = [case for case in cases if case.think is think]
+        group = sorted((case for case in cases if case.think is think), key=lambda case: len(case.expected))
         given = answers(model, tokenizer, [case.prompt for case in group], think)
         for case, answer in zip(group, given, strict=True):
             said = THOUGHT.sub("", answer, count=1) if think else answer
