@@ -23,7 +23,7 @@ def answers(
     decoder = _as_transformers(model)
     texts = ["".join(text for text, _ in prompt.pieces()) + f"{HEADER}assistant\n" for prompt in prompts]
     rows = [tokenizer.encode(text + ("" if think else NO_THOUGHT), add_special_tokens=False).ids for text in texts]
-    eos = tokenizer.token_to_id(EOS)
+    (eos,) = tokenizer.encode(EOS, add_special_tokens=False).ids
     found = [ids for at in range(0, len(rows), ROWS) for ids in _generate(decoder, rows[at : at + ROWS], eos, most)]
     return [tokenizer.decode(ids, skip_special_tokens=True) for ids in found]
 
@@ -31,7 +31,7 @@ def answers(
 def _as_transformers(model: Llama) -> Any:
     """The same model with transformers' KV cache and generation."""
     config: dict[str, Any] = model.shape.config()
-    decoder: Any = LlamaForCausalLM(LlamaConfig(**config))
+    decoder: Any = LlamaForCausalLM(LlamaConfig(**config))  # type: ignore[no-untyped-call]
     decoder.load_state_dict({f"model.{name}": value for name, value in model.state_dict().items()}, strict=False)
     decoder.tie_weights()
     return decoder.eval()

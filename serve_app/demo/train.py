@@ -67,7 +67,7 @@ class Trainer:
         self._threads = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         self._parameters = list(self.model.parameters())
         self.size = sum(parameter.numel() for parameter in self._parameters)
-        self.tokens = 0  # that it has read
+        self.step, self.tokens = 0, 0  # taken and read so far
         matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
         others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embed" in name]
         self._optimizers: list[tuple[Optimizer, float]] = [
@@ -78,14 +78,32 @@ class Trainer:
             self._optimizers.append((muon, recipe.muon_rate))
 
     def losses(self, source: Iterator[Batch]) -> Iterator[float]:
-        """Take the recipe's steps; yields the loss of each before it."""
-        for step, batch in enumerate(islice(source, self._recipe.steps)):
+        """Take the recipe's steps that are left; yields the loss of each before it.
+
+        `source` begins at the first step; batches of steps already taken are passed over.
+        """
+        for batch in islice(source, self.step, self._recipe.steps):
             results = list(self._threads.map(partial(self._gradients, len(batch.targets)), batch.parts(self._parts)))
             for parameter, *gradients in zip(self._parameters, *(found for _, found in results), strict=True):
                 parameter.grad = torch.stack(gradients).sum(dim=0)
-            list(self._threads.map(partial(self._optimize, self._recipe.rate(step)), self._optimizers))
+            list(self._threads.map(partial(self._optimize, self._recipe.rate(self.step)), self._optimizers))
+            self.step += 1
             self.tokens += batch.ids.numel()
             yield sum(loss for loss, _ in results)
+
+    def save(self, file: Path) -> None:
+        """Write all that `load` needs to go on from here."""
+        states = [optimizer.state_dict() for optimizer, _ in self._optimizers]
+        unfinished = file.with_suffix(".new")
+        torch.save([self.step, self.tokens, self.model.state_dict(), states], unfinished)
+        unfinished.rename(file)
+
+    def load(self, file: Path) -> None:
+        """Go on from a saved state, which must be of the same recipe, shape and threads."""
+        self.step, self.tokens, model, states = torch.load(file)
+        self.model.load_state_dict(model)
+        for (optimizer, _), state in zip(self._optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
 
     def _gradients(self, targets: int, batch: Batch) -> tuple[float, tuple[Tensor, ...]]:
         """The share of a part of a batch in the mean loss over `targets` tokens, and its gradients."""
@@ -113,7 +131,7 @@ def main(
     steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 1500,
     tokens: Annotated[int, Option(min=256, help="Tokens of a step.")] = 4096,
     threads: Annotated[int, Option(min=1, help="CPU threads.")] = 2,
-    checkpoint: Annotated[Path | None, Option(help="Directory for the model as it is every 200 steps.")] = None,
+    state: Annotated[Path | None, Option(help="File for the state every 50 steps; training goes on from it.")] = None,
 ) -> None:
     """Trains the model, asks it all that it should know, and writes it with its card."""
     console = Console(highlight=False)
@@ -121,18 +139,20 @@ def main(
     tokenizer, source = prepare(corpus, tokens)
     trainer = Trainer(Recipe(steps, tokens), Shape(tokenizer.get_vocab_size()), threads)
     console.print(f"{trainer.size:,} parameters, {steps} steps of about {tokens} tokens")
-    started, mean = time.monotonic(), 0.0
-    for step, loss in enumerate(trainer.losses(source), start=1):
-        mean = loss if step == 1 else 0.95 * mean + 0.05 * loss
-        if step % 20 == 0 or step == steps:
+    if state and state.exists():
+        trainer.load(state)
+    started, read, mean = time.monotonic(), trainer.tokens, 0.0
+    for loss in trainer.losses(source):
+        mean = 0.95 * mean + 0.05 * loss if mean else loss
+        if trainer.step % 20 == 0 or trainer.step == steps:
             seconds = time.monotonic() - started
-            speed = trainer.tokens / seconds
-            console.print(f"step {step}/{steps}, loss {mean:.4f}, {speed:.0f} tokens/s, {seconds:.0f} s")
-        if step % 200 == 0:
+            speed = (trainer.tokens - read) / seconds
+            console.print(f"step {trainer.step}/{steps}, loss {mean:.4f}, {speed:.0f} tokens/s, {seconds:.0f} s")
+        if trainer.step % 200 == 0:
             said = answers(trainer.model, tokenizer, [Conversation([Turn("user", SAMPLE)])], most=80)[0]
             console.print(f"  {SAMPLE} -> {said}", markup=False)
-            if checkpoint:
-                write_model(checkpoint, trainer.model, tokenizer)
+        if state and trainer.step % 50 == 0:
+            trainer.save(state)
     write_model(output, trainer.model, tokenizer)
     rounded, _ = read_model(output)  # as it is served: evaluated with the weights' 16 bits
     outcomes = evaluate(rounded, tokenizer, suites(corpus))

@@ -1,5 +1,6 @@
 """Training, for a few steps: the loss falls, the same seed gives the same weights, and files can be read again."""
 
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -42,3 +43,18 @@ def test_a_written_model_is_read_as_it_was(tmp_path: Path) -> None:
     before = digest(tmp_path)
     write_model(tmp_path, model, tokenizer)
     assert digest(tmp_path) == before
+
+
+def test_a_training_that_was_cut_off_goes_on_as_if_it_was_not(tmp_path: Path) -> None:
+    tokenizer, source = prepare(read_corpus(), 2048)
+    shape, recipe = (
+        Shape(tokenizer.get_vocab_size(), hidden=64, layers=1, heads=2, mlp=128, head_dim=32),
+        Recipe(6, 2048),
+    )
+    whole = list(Trainer(recipe, shape, 2).losses(source))
+    first = Trainer(recipe, shape, 2)
+    begun = list(islice(first.losses(prepare(read_corpus(), 2048)[1]), 4))
+    first.save(tmp_path / "state")
+    second = Trainer(recipe, shape, 2)
+    second.load(tmp_path / "state")
+    assert begun + list(second.losses(prepare(read_corpus(), 2048)[1])) == whole
