@@ -15,7 +15,7 @@ from cli.replies import Health, Model, ModelCard, ModelCards
 from cli.settings import Settings
 
 READ_SECONDS = 300.0  # a long prompt may wait and prefill for minutes before its first byte
-TIMEOUT = httpx.Timeout(30, connect=5, read=READ_SECONDS)
+TIMEOUT = httpx.Timeout(30, connect=10, read=READ_SECONDS)
 
 
 class Client:
