@@ -36,6 +36,7 @@ def write_model(folder: Path, model: Llama, tokenizer: Tokenizer) -> None:
     )
     weights = {f"model.{name}": value.detach().to(torch.bfloat16) for name, value in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # made for this user alone
 
 
 def read_model(folder: Path) -> tuple[Llama, Tokenizer]:

@@ -79,7 +79,7 @@ def test_it_calls_a_tool_and_says_its_result(client: openai.OpenAI) -> None:
     assert call.type == "function"
     assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Oslo"})
     messages += [
-        {"role": "assistant", "tool_calls": [call.model_dump()]},  # type: ignore[list-item, misc]
+        {"role": "assistant", "tool_calls": [call.model_dump()]},  # type: ignore[list-item]
         {"role": "tool", "tool_call_id": call.id, "content": '{"temperature": 4, "sky": "cloudy"}'},
     ]
     said = client.chat.completions.create(model="demo", messages=messages, tools=[WEATHER], temperature=0).choices[0]

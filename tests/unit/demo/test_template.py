@@ -35,7 +35,7 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], **arguments: Any) -> 
 
 def test_every_kind_of_turn(tokenizer: Any) -> None:
     call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Rome"}}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Weather?"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
