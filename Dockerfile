@@ -32,12 +32,14 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends bash g++ libnuma1 tini wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --create-home --shell /bin/bash chat \
-    && install --directory --owner chat --group chat --mode 0700 /home/chat/.cache /home/chat/.ray
+    && install --directory --owner chat --group chat --mode 0700 /home/chat/.cache /home/chat/.ray \
+        /home/chat/.local /home/chat/.local/state
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /app /app
 ENV PATH=/opt/venv/bin:${PATH} \
     RAY_SERVE_ENABLE_HA_PROXY=1 \
     RAY_SERVE_THROUGHPUT_OPTIMIZED=1 \
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.gateway.edge:middlewares \
     RAY_USAGE_STATS_ENABLED=0
 WORKDIR /app
 USER 1000:1000

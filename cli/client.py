@@ -11,7 +11,7 @@ import msgspec
 from cli.errors import ModelUnknownError, ServiceError, UnreachableError
 from cli.events import Event, EventReader, Failure
 from cli.refusals import foreign, refusal
-from cli.replies import Health, Model, ModelCard, ModelCards
+from cli.replies import Health, Model, ModelCard, ModelCards, Usage
 from cli.settings import Settings
 
 READ_SECONDS = 300.0  # a long prompt may wait and prefill for minutes before its first byte
@@ -47,6 +47,19 @@ class Client:
                 f"{self._settings.root_url} answered {response.status_code}, but not with its health.",
                 "Check that OPENAI_BASE_URL points at this service.",
             ) from None
+
+    async def usage(self, query: Mapping[str, str]) -> Usage:
+        """Return what `/api/usage` says to the query."""
+        with self._translated():
+            response = await self._http.get(f"{self._settings.root_url}/api/usage", params=query)
+        if response.status_code == 404:
+            raise ServiceError(f"{self._settings.root_url} keeps no usage ledger.", "Its operator can switch it on.")
+        if response.status_code != 200:
+            raise refusal(response, self._settings)
+        try:
+            return msgspec.json.decode(response.content, type=Usage)
+        except msgspec.DecodeError:
+            raise foreign(response) from None
 
     async def stream(self, body: Mapping[str, Any]) -> AsyncGenerator[Event, None]:
         """Yield the events of one answer; a failure before the first raises, a later one is a Failure."""

@@ -2,6 +2,7 @@
 
 ClientError
 ├── SettingsError           an environment variable cannot be used
+├── KeysFileError           the keys file, or a key in it, cannot be used as asked
 └── ServiceError            the service did not do what was asked
     ├── UnreachableError    nothing answers at the address
     ├── KeyRefusedError     no key, or not the right one (401, 403)
@@ -37,6 +38,10 @@ class SettingsError(ClientError):
     """An environment variable cannot be used."""
 
     exit_code = ExitCode.USAGE
+
+
+class KeysFileError(ClientError):
+    """The keys file, or a key in it, cannot be used as asked."""
 
 
 class ServiceError(ClientError):

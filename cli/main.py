@@ -5,7 +5,7 @@ from io import TextIOWrapper
 
 import typer
 
-from cli.commands import chat, health, models
+from cli.commands import chat, health, keys, models, usage
 
 app = typer.Typer(
     name="vllm-chat",
@@ -37,3 +37,5 @@ def prepare() -> None:
 app.command(epilog=chat.EPILOG)(chat.chat)
 app.command(epilog=models.EPILOG)(models.models)
 app.command(epilog=health.EPILOG)(health.health)
+app.add_typer(keys.app, name="keys")
+app.command(epilog=usage.EPILOG)(usage.usage)

@@ -1,6 +1,7 @@
-"""What the service answers about itself: its models and its health."""
+"""What the service answers about itself: its models, its health and its usage."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Self
 
 import msgspec
@@ -52,6 +53,41 @@ class ModelCards(msgspec.Struct):
     """The answer of `/v1/models`."""
 
     data: list[ModelCard]
+
+
+class Total(msgspec.Struct):
+    """What one day, key or model used; `failed`, `aborted` and `refused` are part of `requests`."""
+
+    group: str
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    failed: int
+    aborted: int
+    refused: int
+    ttft_avg_s: float | None
+
+
+class Gap(msgspec.Struct):
+    """Requests that the ledger lacks: `rows` given up before `at`; null: those that ended after `at`, in a crash."""
+
+    at: datetime
+    rows: int | None
+
+
+class Usage(msgspec.Struct):
+    """The answer of `/api/usage`."""
+
+    by: str
+    key: str | None
+    model: str | None
+    since: datetime | None
+    until: datetime | None
+    data: list[Total]
+    total: Total
+    gaps: list[Gap]
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ def main(
     """Puts a running service under load and prints its latencies and throughput.
 
     The service is OPENAI_BASE_URL (http://127.0.0.1:8787/v1), the key OPENAI_API_KEY, or PROXY_API_KEY from
-    the environment or ./.env. Exits with 1 if any request failed.
+    the environment or ./.env. Another key needs the feature `benchmark`. Exits with 1 if any request failed.
     """
     notes = Console(stderr=True)
     try:

@@ -22,6 +22,7 @@ ENGINE_ENV = {
     "HF_HUB_OFFLINE": "1",
 }
 FAST_PATH = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+EDGE = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.gateway.edge:middlewares"}
 SERVE = [sys.executable, "-m", "ray.serve.scripts", "run"]
 
 
@@ -45,7 +46,7 @@ def bare(model_dir: Path, folder: Path, port: int) -> System:
 
 
 def ours(model_dir: Path, folder: Path, port: int) -> System:
-    """This project by `serve run`, with the Serve fast path and the key check on."""
+    """This project by `serve run`, as `make run` starts it: the Serve fast path, key check and usage ledger on."""
     model = {"id": MODEL, "source": str(model_dir), "device": "cpu", "vllm_args": ENGINE_ARGS}
     model_file = folder / "model.yaml"
     model_file.write_text(yaml.safe_dump(model))
@@ -56,7 +57,8 @@ def ours(model_dir: Path, folder: Path, port: int) -> System:
         "args": {"models": [str(model_file)], "gateway": {"replicas": 1}},
     }
     key = secrets.token_urlsafe(32)
-    return on_serve(application, folder, port, {**FAST_PATH, "PROXY_API_KEY": key}, key)
+    own = {"PROXY_API_KEY": key, "XDG_STATE_HOME": str(folder), **EDGE}
+    return on_serve(application, folder, port, {**FAST_PATH, **own}, key)
 
 
 def ray_serve_llm(model_dir: Path, folder: Path, port: int) -> System:

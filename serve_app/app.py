@@ -4,16 +4,19 @@ No `from __future__ import annotations` here: Serve reads the annotation of `bui
 """
 
 import ipaddress
-import os
 import re
 from typing import Any
 
 from ray import serve
 
-from serve_app.config import ConfigError, ModelConfig, ServiceConfig
+from serve_app.config import ModelConfig, ServiceConfig
+from serve_app.gateway.config import GatewayConfig, check_gateway
 from serve_app.gateway.deployment import Gateway
+from serve_app.gateway.keys.keyring import Keyring
+from serve_app.gateway.limits.memory import MemoryLimiter
 from serve_app.ray_seam import listening_host
 from serve_app.replica.deployment import Replica
+from serve_app.settings import ConfigError
 
 # Every process of the service; a model's own `env` comes on top.
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
@@ -21,7 +24,8 @@ ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
 
 def build(config: ServiceConfig) -> serve.Application:
     """The gateway in front, one replica deployment for each model behind it."""
-    _check_exposure()
+    check_gateway(config.gateway)
+    _check_exposure(config.gateway)
     models = config.resolve()
     gateway = serve.deployment(
         name="gateway",
@@ -31,9 +35,24 @@ def build(config: ServiceConfig) -> serve.Application:
         ray_actor_options=_actor(config.gateway.num_cpus, {"OMP_NUM_THREADS": "1"}),
     )
     app: serve.Application = gateway(serve.ingress()(Gateway)).bind(
-        config.gateway, models, [_replicas(model) for model in models]
+        config.gateway, models, [_replicas(model) for model in models], _limiter(config.gateway)
     )
     return app
+
+
+def _limiter(config: GatewayConfig) -> serve.Application | None:
+    """The limiter that several gateways share; one gateway needs none, and Redis takes its place."""
+    if config.replicas == 1 or config.limits.redis_url() is not None:
+        return None
+    deployment = serve.deployment(
+        name="limiter",
+        num_replicas=1,
+        max_ongoing_requests=100_000,
+        ray_actor_options=_actor(0, {}),
+        logging_config={"enable_access_log": False},
+    )
+    limiter: serve.Application = deployment(MemoryLimiter).bind(config.limits.lease_s)
+    return limiter
 
 
 def _replicas(model: ModelConfig) -> serve.Application:
@@ -64,9 +83,9 @@ def _actor(num_cpus: float, environment: dict[str, str]) -> dict[str, Any]:
     return {"num_cpus": num_cpus, "runtime_env": {"env_vars": {**ENVIRONMENT, **environment}}}
 
 
-def _check_exposure() -> None:
+def _check_exposure(config: GatewayConfig) -> None:
     """Refuse to answer the network without a key."""
-    if os.environ.get("PROXY_API_KEY"):
+    if not Keyring(config.keys).open_to_all:
         return
     host = listening_host()
     if host == "localhost" or ipaddress.ip_address(host).is_loopback:

@@ -7,7 +7,9 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from serve_app.config import ConfigError, ServiceConfig, check_source, describe_errors
+from serve_app.config import ServiceConfig, check_source
+from serve_app.gateway.config import check_gateway
+from serve_app.settings import ConfigError, describe_errors
 
 IMPORT_PATH = "serve_app.app:build"
 
@@ -29,6 +31,7 @@ def check(path: Path) -> None:
             service = ServiceConfig.model_validate(application.get("args") or {})
         except ValidationError as error:
             raise ConfigError(f"{path}: args: {describe_errors(error)}") from error
+        check_gateway(service.gateway)
         for model in service.resolve():
             check_source(model)
 

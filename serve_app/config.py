@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
+
+from serve_app.gateway.config import GatewayConfig
+from serve_app.settings import Closed, ConfigError, describe_errors
 
 MODELS_DIRECTORY = Path(__file__).resolve().parent.parent / "configs" / "models"
 DEMO_DIRECTORY = MODELS_DIRECTORY.parent / "demo"
@@ -36,14 +39,6 @@ OWNED_FLAGS = frozenset(
         "uds",
     }
 )
-
-
-class ConfigError(ValueError):
-    """A setting is wrong; the message is one line that names it."""
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ModelConfig(Closed):
@@ -75,9 +70,9 @@ class ModelConfig(Closed):
     """vllm, or the scripted engine for tests and load."""
     script_delay_s: float = Field(default=0, ge=0)
     """Seconds between two tokens of a scripted answer; 0: as fast as the event loop turns."""
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default={})
     """Environment variables of the replica's processes."""
-    vllm_args: dict[str, Any] = {}
+    vllm_args: dict[str, Any] = Field(default={})
     """Any flag of `vllm serve`, with underscores: engine and front end alike."""
 
     @model_validator(mode="after")
@@ -106,21 +101,6 @@ class ModelConfig(Closed):
         if self.num_gpus is not None:
             return self.num_gpus
         return 0 if self.resolved_device() == "cpu" else self.world_size
-
-
-class GatewayConfig(Closed):
-    """The gateway deployment."""
-
-    replicas: PositiveInt = 1
-    """Gateway processes, each with its own journal."""
-    num_cpus: float = Field(default=0, ge=0)
-    """Logical CPUs that one gateway reserves."""
-    max_ongoing_requests: PositiveInt = 4096
-    """Open requests a gateway holds at once."""
-    busy_from: PositiveInt = 16
-    """Open requests of a model from which on a chunk of a stream carries two tokens instead of one."""
-    max_body_bytes: PositiveInt = 32 * 1024 * 1024
-    """Largest request body."""
 
 
 class ServiceConfig(Closed):
@@ -178,14 +158,6 @@ def check_source(model: ModelConfig) -> None:
     is_path = source.is_absolute() or model.source.startswith((".", "~"))
     if is_path and not (source / "config.json").is_file():
         raise ConfigError(f"model {model.id}: no model in directory {model.source}")
-
-
-def describe_errors(error: ValidationError) -> str:
-    """One line that names each wrong field and what is wrong with it, without the values."""
-    return "; ".join(
-        f"{'.'.join(map(str, item['loc'])) or 'config'}: {item['msg'].removeprefix('Value error, ')}"
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
-    )
 
 
 def _read_model(file: Path) -> ModelConfig:

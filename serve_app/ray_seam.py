@@ -7,6 +7,7 @@ tests/unit/test_ray_contract.py fails when a pinned version changes these names.
 from dataclasses import dataclass
 from typing import Any
 
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 from ray.serve.context import _get_global_client
 
 
@@ -23,6 +24,11 @@ class Replicas:
 def listening_host() -> str:
     """The address that Serve's HTTP proxy listens on."""
     return str(_client().http_config.host)
+
+
+def behind_haproxy() -> bool:
+    """Whether clients reach this process through Serve's HAProxy."""
+    return bool(RAY_SERVE_ENABLE_HA_PROXY)
 
 
 def replicas(application: str) -> dict[str, Replicas]:

@@ -7,9 +7,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,14 @@ def wait_for(condition: Callable[[], T], what: str, seconds: float = 60) -> T:
     return value
 
 
+@dataclass(frozen=True)
+class Gateway:
+    """A live gateway, and the port of its own at which HAProxy reaches it."""
+
+    process: psutil.Process
+    url: str
+
+
 @dataclass
 class Service:
     """A running service."""
@@ -40,10 +48,27 @@ class Service:
     key: str
     process: psutil.Process
     log: Path
+    keys: dict[str, str] = field(default_factory=dict)
+    """Keys of the keys file, by name."""
 
     @property
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=120)
+
+    @property
+    def keys_file(self) -> Path:
+        return self.log.with_name("keys.yaml")
+
+    def new_key(self, name: str, *options: str) -> str:
+        """A key that is added to the keys file now, once the service takes it; options as in `running_service`."""
+        key = make_key(self.keys_file, name, options)
+        wait_for(lambda: self.takes(key), "the reading of the keys file", 10)
+        return key
+
+    def takes(self, key: str) -> bool:
+        """Whether a key opens the service. /metrics tells without using up the key's limits."""
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.get(f"{self.url}/metrics", headers=headers, timeout=10).status_code != 401
 
     def processes(self, title: str = "") -> list[psutil.Process]:
         """The service's live processes whose command line contains `title`."""
@@ -59,6 +84,21 @@ class Service:
         except (httpx.HTTPError, ValueError):
             return {}
 
+    def gateways(self) -> list[Gateway]:
+        return [
+            Gateway(process, f"http://127.0.0.1:{listening.laddr.port}")
+            for process in self.processes()
+            if command_line(process).strip() == "ray::ServeReplica:chat:gateway"
+            for listening in process.net_connections("tcp4")
+            if listening.status == psutil.CONN_LISTEN and 30000 <= listening.laddr.port < 31000
+        ]
+
+    def up(self, model: str, replicas: int) -> bool:
+        """Whether so many replicas of a model are up, and the gateway counts none that is dead."""
+        models = self.health().get("details", {}).get("models", [])
+        running = [m["replicas"]["running"] for m in models if m["id"] == model]
+        return running == [len(self.replicas(model))] and running[0] >= replicas
+
     def ready(self) -> bool:
         """Whether every model answers; fails the test at once if the service has ended."""
         if not alive(self.process):
@@ -68,18 +108,34 @@ class Service:
 
 @contextmanager
 def running_service(
-    folder: Path, models: list[dict[str, Any] | str], plain: bool = False, gateways: int = 1
+    folder: Path,
+    models: list[dict[str, Any] | str],
+    *,
+    plain: bool = False,
+    gateway: dict[str, Any] | None = None,
+    keys: dict[str, Sequence[str]] | None = None,
+    variables: dict[str, str] | None = None,
 ) -> Iterator[Service]:
     """Start the service with these models, wait until all of them answer, and end it with all its processes.
 
-    `plain`: as `serve run` alone starts it, without the launcher's variables and without a key.
+    Args:
+        folder: for its files.
+        models: what it serves.
+        plain: as `serve run` alone starts it, without the launcher's variables and without a key.
+        gateway: settings of the gateway.
+        keys: names of keys, with the options of `vllm-chat keys create` for each.
+        variables: environment of the service.
     """
     port = free_port()
     config = folder / "serve_config.yaml"
-    config.write_text(yaml.safe_dump(serve_config(port, models, gateways)))
+    config.write_text(yaml.safe_dump(serve_config(port, models, gateway or {})))
     key = "" if plain else secrets.token_hex(16)
     scratch = tempfile.TemporaryDirectory(prefix="vchat-", dir="/tmp")
-    variables = {"RAY_TMPDIR": scratch.name} if plain else {**environment({}, folder), "PROXY_API_KEY": key}
+    own = {"RAY_TMPDIR": scratch.name} if plain else {**environment({}, folder), "PROXY_API_KEY": key}
+    own["XDG_STATE_HOME"] = str(folder / "state")
+    made = {name: make_key(folder / "keys.yaml", name, options) for name, options in (keys or {}).items()}
+    if made:
+        own["KEYS_FILE"] = str(folder / "keys.yaml")
     serve = Path(sys.executable).with_name("serve")
     supervise = [sys.executable, "-m", "cli.launcher.supervisor", folder / "ray_logs", serve, "run", config]
     log = folder / "serve.log"
@@ -89,22 +145,28 @@ def running_service(
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**clean_environment(), **variables},
+            env={**clean_environment(), **own, **(variables or {})},
             start_new_session=True,
         )
         try:
-            service = Service(f"http://127.0.0.1:{port}", key, psutil.Process(started.pid), log)
+            service = Service(f"http://127.0.0.1:{port}", key, psutil.Process(started.pid), log, made)
             wait_for(service.ready, "the service's start", START_S)
             yield service
         finally:
             started.communicate(timeout=30)
 
 
-def serve_config(port: int, models: list[dict[str, Any] | str], gateways: int) -> dict[str, Any]:
-    """The shipped Serve config with another port, other models and more gateways."""
+def make_key(file: Path, name: str, options: Sequence[str]) -> str:
+    """A new key in a keys file, as an operator makes one."""
+    command = [sys.executable, "-m", "cli", "keys", "create", name, "--file", str(file), *options]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def serve_config(port: int, models: list[dict[str, Any] | str], gateway: dict[str, Any]) -> dict[str, Any]:
+    """The shipped Serve config with another port, other models and other settings of the gateway."""
     config: dict[str, Any] = yaml.safe_load(Path("serve_config.yaml").read_text())
     config["http_options"]["port"] = port
-    config["applications"][0]["args"] = {"models": models, "gateway": {"replicas": gateways}}
+    config["applications"][0]["args"] = {"models": models, "gateway": gateway}
     return config
 
 

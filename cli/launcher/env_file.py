@@ -1,11 +1,12 @@
 """The `.env` file: where the service's key lives, and settings that the shell's environment overrides."""
 
-import os
 import re
 import secrets
 from pathlib import Path
 
 from dotenv import dotenv_values
+
+from cli.private_file import write_private
 
 KEY = "PROXY_API_KEY"
 
@@ -32,14 +33,3 @@ def ensure_key(path: Path) -> bool:
 def read(path: Path) -> dict[str, str]:
     """The variables that the file gives a value."""
     return {name: value for name, value in dotenv_values(path).items() if value}
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replaces `path` in one step by a file of mode 0600."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

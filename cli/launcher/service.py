@@ -11,11 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from cli.launcher.env_file import write_private
 from cli.launcher.processes import adopt_orphans, kill_descendants
+from cli.private_file import write_private
 
 STOP_S = 9.0
-HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
+PORTS = {
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    # HAProxy turns here while no gateway is up. Proxies of two services could both listen on it, and each would
+    # get requests of the other.
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+}
 FIXED = {
     # `local` starts a cluster of our own; another user's is neither joined nor stopped.
     "RAY_ADDRESS": "local",
@@ -24,6 +30,7 @@ FIXED = {
     "RAY_AUTH_MODE": "token",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.gateway.edge:middlewares",
 }
 QUIET = {
     "PYTHONUNBUFFERED": "1",
@@ -43,16 +50,16 @@ def environment(dotenv: Mapping[str, str], run: Path) -> dict[str, str]:
     scratch = tempfile.mkdtemp(prefix="vchat-", dir="/tmp")
     token = run / "ray_token"
     write_private(token, secrets.token_hex(32))
-    haproxy = {
+    proxy = {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{scratch}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{scratch}/admin.sock",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{scratch}/metrics.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": scratch,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{scratch}/server-state",
-        **{name: str(free_port(port)) for name, port in HAPROXY_PORTS.items()},
+        **{name: str(free_port(port)) for name, port in PORTS.items()},
     }
     own = {"RAY_TMPDIR": scratch, "RAY_AUTH_TOKEN_PATH": str(token.resolve())}
-    return {**dotenv, **QUIET, **haproxy, **os.environ, **FIXED, **own}
+    return {**dotenv, **QUIET, **proxy, **os.environ, **FIXED, **own}
 
 
 def free_port(preferred: int) -> int:

@@ -7,7 +7,8 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, TypeAdapter, model_validator
 
-from serve_app.config import DEMO_DIRECTORY, Closed
+from serve_app.config import DEMO_DIRECTORY
+from serve_app.settings import Closed
 
 
 class Follow(Closed):

@@ -7,7 +7,8 @@ from random import Random
 import yaml
 from pydantic import Field
 
-from serve_app.config import DEMO_DIRECTORY, Closed
+from serve_app.config import DEMO_DIRECTORY
+from serve_app.settings import Closed
 
 
 class Frame(Closed):

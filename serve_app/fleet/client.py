@@ -7,10 +7,12 @@ When the call fails because the replica died, the request goes out again with wh
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
@@ -55,21 +57,27 @@ class FleetClient(EngineCoreClient):
         host: str,
         tasks: tuple[SupportedTask, ...],
         on_replica_lost: Callable[[], None],
+        admit: Callable[[Entry], Awaitable[None]],
     ) -> None:
         """Args:
         replicas: handle of the model's replica deployment.
         host: this node's address, where the token channel is bound.
         tasks: what the model can do, as its engine core says.
         on_replica_lost: called whenever a call fails because its replica is gone.
+        admit: awaited before a request goes out, in the context of whoever asks; it may take its time, and
+            what it raises ends the request.
         """
         self.resources = _Resources()
         self.journal = Journal()
         self._generate = replicas.options(method_name="generate")
         self._tasks = tasks
         self._on_replica_lost = on_replica_lost
+        self._admit = admit
         self._receiver = TokenReceiver(host)
         self._encoder = MsgpackEncoder()
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+        # Requests that the front end has neither read to the end nor given up.
+        self._unread: dict[str, Entry] = {}
         self._load: dict[str, SchedulerStats] = {}
         self._attempts: set[asyncio.Task[None]] = set()
         self._reader = asyncio.create_task(self._read())
@@ -78,16 +86,33 @@ class FleetClient(EngineCoreClient):
         return self._tasks
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
-        self._start(self.journal.open(request))
+        entry = self._unread[request.request_id] = self.journal.open(request)
+        try:
+            await self._admit(entry)
+        except BaseException:
+            # `AsyncLLM` already waits for this request; it forgets one only at its last output.
+            self._end(entry, FinishReason.ABORT)
+            raise
+        if self.journal.holds(entry):
+            entry.dispatched_at = time.monotonic()
+            self._start(entry)
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
+            self._unread.pop(request_id, None)
             entry = self.journal.close(request_id)
             if entry is not None and entry.task is not None:
                 entry.task.cancel()
 
     async def get_output_async(self) -> EngineCoreOutputs:
-        return await self._outputs.get()
+        step = await self._outputs.get()
+        for output in step.outputs:
+            if (entry := self._unread.get(output.request_id)) is not None:
+                entry.read += len(output.new_token_ids)
+                entry.finish_reason = output.finish_reason
+                if output.finished:
+                    del self._unread[output.request_id]
+        return step
 
     async def reset_mm_cache_async(self) -> None:
         """Nothing to reset: the multimodal cache is off (see replica/arguments.py)."""
@@ -125,7 +150,7 @@ class FleetClient(EngineCoreClient):
             logger.warning("request %s: replica gone (%s)", request.request_id, type(error).__name__)
         except Exception:  # the boundary to Serve: whatever failed, this request ends and the others go on
             logger.exception("request %s failed in the replica", request.request_id)
-            self._end(entry, EngineCoreOutput(entry.request.request_id, [], finish_reason=FinishReason.ERROR))
+            self._end(entry, FinishReason.ERROR)
             return
         self._move(entry)
 
@@ -141,17 +166,25 @@ class FleetClient(EngineCoreClient):
         """Send the request to another replica, or end it where that would not be faithful."""
         if not self.journal.holds(entry):
             return
-        entry.next_attempt()
-        if (output := entry.exhausted()) is not None:
-            self._end(entry, output)
-        elif entry.attempt < MAX_ATTEMPTS and entry.resumable():
+        if (end := entry.exhausted()) is not None:
+            self._end(entry, *end)
+        elif entry.attempt + 1 < MAX_ATTEMPTS and entry.resumable():
+            entry.next_attempt()
             self._start(entry)
         else:
-            self._end(entry, EngineCoreOutput(entry.request.request_id, [], finish_reason=FinishReason.ERROR))
+            self._end(entry, FinishReason.ERROR)
 
-    def _end(self, entry: Entry, output: EngineCoreOutput) -> None:
+    def _end(self, entry: Entry, finish_reason: FinishReason, stop_reason: int | None = None) -> None:
+        """End a request in place of a replica."""
+        request_id = entry.request.request_id
         if self.journal.holds(entry):
-            self.journal.close(output.request_id)
+            self.journal.close(request_id)
+            output = EngineCoreOutput(request_id, [], finish_reason=finish_reason, stop_reason=stop_reason)
+            if entry.request.pooling_params is not None:
+                # vLLM takes an output without one for generated, and its output handler dies of that.
+                output.pooling_output = torch.empty(0)
+                if finish_reason is FinishReason.ERROR and entry.on_error is not None:
+                    entry.on_error()  # vLLM would answer with the empty vector
             self._outputs.put_nowait(EngineCoreOutputs(outputs=[output]))
 
     async def _read(self) -> None:
@@ -168,9 +201,10 @@ class FleetClient(EngineCoreClient):
                 self._outputs.put_nowait(step)
 
     def _accept(self, output: EngineCoreOutput, offset: int) -> bool:
+        """Write an output into the journal; False if its attempt was given up or its client has left."""
         entry = self.journal.entry_of(output)
         if entry is None:
-            return False  # an attempt that was given up, or a client that left
+            return False
         try:
             self.journal.record(entry, output, offset)
         except TokensLost:

@@ -2,7 +2,8 @@
 
 import asyncio
 import copy
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from serve_app.vllm_seam import EngineCoreOutput, EngineCoreRequest, FinishReason
 
@@ -12,22 +13,72 @@ class TokensLost(Exception):
 
 
 class Entry:
-    """One request: the tokens delivered, and the attempt that is delivering them."""
+    """One request: the tokens delivered, the attempt that is delivering them, and what it came to."""
 
-    __slots__ = ("attempt", "base", "finished", "request", "task", "tokens")
+    __slots__ = (
+        "attempt",
+        "base",
+        "cached_tokens",
+        "dispatched_at",
+        "finish_reason",
+        "finished",
+        "first_token_at",
+        "last_token_at",
+        "on_close",
+        "on_error",
+        "on_first_token",
+        "read",
+        "request",
+        "task",
+        "tokens",
+    )
 
     def __init__(self, request: EngineCoreRequest) -> None:
         self.request = request
         self.tokens: list[int] = []
+        self.read = 0
+        """Tokens that the front end has taken; those that come after it has given the request up are not."""
+        self.cached_tokens = 0
+        """Prompt tokens that the first attempt found in the KV cache."""
+        self.dispatched_at: float | None = None
+        """When it first went to a replica; this and the next two in seconds of the monotonic clock."""
+        self.first_token_at: float | None = None
+        self.last_token_at: float | None = None
+        """When a token came, or the request moved."""
+        self.finish_reason: FinishReason | None = None
+        """As the front end has read it; None while it runs, and when the request was given up."""
+        self.on_first_token: Callable[[], None] | None = None
+        self.on_error: Callable[[], None] | None = None
+        """Called if it is given up, where vLLM has no way to say so."""
+        self.on_close: Callable[[], None] | None = None
+        """Called once, when the request needs no replica any more."""
         self.attempt = 0
         self.base = 0
         self.finished = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, without those delivered."""
+        request = self.request
+        if request.prompt_token_ids is not None:
+            return len(request.prompt_token_ids)
+        return 0 if request.prompt_embeds is None else len(request.prompt_embeds)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that the answer may have; 0 where the model pools instead of generating."""
+        params = self.request.sampling_params
+        return 0 if params is None else params.max_tokens or 0
+
     def next_attempt(self) -> None:
         """Give up the present attempt: what it still sends is dropped."""
         self.attempt += 1
         self.base = len(self.tokens)
+        if self.tokens:
+            self.last_token_at = time.monotonic()
+        else:
+            self.dispatched_at = time.monotonic()
 
     def attempt_request(self) -> EngineCoreRequest:
         """The request as this attempt sends it: delivered tokens are prompt, and count against the limits."""
@@ -63,21 +114,21 @@ class Entry:
             and self.request.prompt_embeds is None
         )
 
-    def exhausted(self) -> EngineCoreOutput | None:
-        """The output that ends this request if its last token has already arrived, else None.
+    def exhausted(self) -> tuple[FinishReason, int | None] | None:
+        """Why this request has ended, if its last token has already arrived: vLLM's finish and stop reason.
 
         The checks and their order are the scheduler's (vllm/v1/core/sched/utils.py, check_stop).
         """
         params = self.request.sampling_params
         if params is None or not self.tokens:
             return None
-        last, request_id = self.tokens[-1], self.request.request_id
+        last = self.tokens[-1]
         if last == params.eos_token_id:
-            return EngineCoreOutput(request_id, [], finish_reason=FinishReason.STOP)
+            return FinishReason.STOP, None
         if last in (params.stop_token_ids or ()):
-            return EngineCoreOutput(request_id, [], finish_reason=FinishReason.STOP, stop_reason=last)
+            return FinishReason.STOP, last
         if params.max_tokens is not None and len(self.tokens) >= params.max_tokens:
-            return EngineCoreOutput(request_id, [], finish_reason=FinishReason.LENGTH)
+            return FinishReason.LENGTH, None
         return None
 
 
@@ -102,6 +153,8 @@ class Journal:
         entry = self._entries.pop(request_id, None)
         if entry is not None:
             entry.finished.set()
+            if entry.on_close is not None:
+                entry.on_close()
         return entry
 
     def holds(self, entry: Entry) -> bool:
@@ -131,8 +184,15 @@ class Journal:
         """
         if entry.base + offset != len(entry.tokens):
             raise TokensLost(entry.request.request_id)
+        entry.last_token_at = time.monotonic()
+        if entry.first_token_at is None:
+            entry.first_token_at = entry.last_token_at
+            if entry.on_first_token is not None:
+                entry.on_first_token()
         entry.tokens.extend(output.new_token_ids)
         output.request_id = entry.request.request_id
+        if output.prefill_stats is not None and not entry.attempt:
+            entry.cached_tokens = output.prefill_stats.num_cached_tokens
         if entry.base:
             # Counts the delivered tokens as prompt, which they are to this replica alone.
             output.prefill_stats = None

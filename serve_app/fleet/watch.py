@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from enum import StrEnum
 
 import ray
@@ -49,13 +50,15 @@ class FleetWatch:
         """Have a look now: a replica seems to be gone."""
         self._woken.set()
 
-    async def run(self) -> None:
+    async def run(self, on_look: Callable[[], None]) -> None:
+        """Look for ever; `on_look` is called after each look."""
         while True:
             self._woken.clear()
             try:
                 await asyncio.to_thread(self._poll)
             except (RayError, RayServeException) as error:
                 logger.warning("Serve's controller does not answer: %s", type(error).__name__)
+            on_look()
             calm = all(self._replicas[name].running >= target for name, target in self._targets.items())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), CALM_POLL_S if calm else LOADING_POLL_S)

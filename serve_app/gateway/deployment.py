@@ -1,43 +1,113 @@
 """The gateway: the Serve deployment that clients reach."""
 
 import asyncio
+import hashlib
 import logging
 import os
+import secrets
 from typing import Any
 
 import ray
+from prometheus_client import CollectorRegistry
 from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
 
-from serve_app.config import GatewayConfig, ModelConfig
+from serve_app.config import ModelConfig
 from serve_app.fleet.watch import FleetWatch
 from serve_app.gateway.api import GatewayApp
-from serve_app.gateway.auth import BearerKey
+from serve_app.gateway.config import GatewayConfig
+from serve_app.gateway.cors import Cors, parse_origins
+from serve_app.gateway.inference import Inference
+from serve_app.gateway.keys.keyring import Keyring
+from serve_app.gateway.limits import actor, redis
+from serve_app.gateway.limits.fallback import FallbackLimiter
+from serve_app.gateway.limits.limiter import Limiter
+from serve_app.gateway.limits.memory import MemoryLimiter
+from serve_app.gateway.limits.requests import RequestLimits
 from serve_app.gateway.models import Model, Models
+from serve_app.gateway.policy.check import Policy
+from serve_app.ledger.usage import UsageReports
+from serve_app.ledger.writer import Ledger, open_ledger
+from serve_app.ray_seam import behind_haproxy
 
 logger = logging.getLogger("ray.serve")
 
 
 class Gateway:
-    """Holds the front ends of all models; Serve asks it for its ASGI app."""
+    """Holds the front ends of all models and everything that stands before them; Serve asks it for its ASGI app."""
 
-    def __init__(self, config: GatewayConfig, models: list[ModelConfig], replicas: list[DeploymentHandle[Any]]) -> None:
+    def __init__(
+        self,
+        config: GatewayConfig,
+        models: list[ModelConfig],
+        replicas: list[DeploymentHandle[Any]],
+        limiter: DeploymentHandle[Any] | None = None,
+    ) -> None:
+        """`limiter`: the one that several gateways share, where they do not share a Redis."""
         opened = [Model(model, handle) for model, handle in zip(models, replicas, strict=True)]
         targets = {model.handle.deployment_name: model.config.replicas for model in opened}
-        watch = FleetWatch(targets)
-        self._models = Models(opened, watch)
-        self._app = GatewayApp(self._models, BearerKey(os.environ.get("PROXY_API_KEY")), config)
-        self._running = asyncio.get_running_loop().create_task(
-            self._models.run(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        self._models = Models(opened, FleetWatch(targets), config)
+        registry = CollectorRegistry()
+        self._keyring = Keyring(config.keys)
+        self._limits = RequestLimits(_open_limiter(config, limiter, registry), config.limits.lease_s)
+        self._ledger = open_ledger(config.ledger)
+        registries = [registry, self._keyring.metrics, *([self._ledger.metrics] if self._ledger else [])]
+        self._app = Cors(
+            GatewayApp(
+                models=self._models,
+                keyring=self._keyring,
+                limits=self._limits,
+                quota=config.limits.quota(),
+                inference=Inference(self._models, Policy(config.policy, _cache_secret()), self._ledger, config),
+                usage=UsageReports(self._ledger),
+                registries=registries,
+                sees_clients=not behind_haproxy(),
+            ),
+            parse_origins(os.environ.get("CORS_ORIGINS", "")),
         )
+        self._running = asyncio.get_running_loop().create_task(self._run())
         self._running.add_done_callback(_exit_on_error)
 
-    async def __serve_build_asgi_app__(self) -> GatewayApp:
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve's hook for an app that is built on the replica (see `ray.serve.ingress`)."""
         return self._app
 
+    def __del__(self) -> None:
+        """Serve calls this when the gateway has drained."""
+        ledger: Ledger | None = getattr(self, "_ledger", None)
+        if ledger is not None:
+            ledger.close()
+
+    async def _run(self) -> None:
+        host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._models.run(host))
+            tasks.create_task(self._keyring.run())
+            tasks.create_task(self._limits.run())
+
+
+def _cache_secret() -> bytes:
+    """What the salts of the prefix cache are made from: the same in all gateways, where there is a PROXY_API_KEY."""
+    key = os.environ.get("PROXY_API_KEY", "")
+    return hashlib.sha256(b"cache salt of " + key.encode()).digest() if key else secrets.token_bytes(32)
+
+
+def _open_limiter(config: GatewayConfig, shared: DeploymentHandle[Any] | None, registry: CollectorRegistry) -> Limiter:
+    """In this process for one gateway; for several in Redis, or else in an actor of the service's own."""
+    local = MemoryLimiter(config.limits.lease_s)
+    failures = actor.FAILURES
+    if (url := config.limits.redis_url()) is not None:
+        one: Limiter = redis.RedisLimiter(redis.connect(url), config.limits.lease_s)
+        failures = redis.FAILURES
+    elif shared is not None:
+        one = actor.ActorLimiter(lambda method, *arguments: getattr(shared, method).remote(*arguments))
+    else:
+        return local
+    return FallbackLimiter(one, local, gateways=config.replicas, failures=failures, registry=registry)
+
 
 def _exit_on_error(task: asyncio.Task[None]) -> None:
-    """A gateway that cannot open its models is replaced rather than left to answer 503 for ever."""
+    """A gateway that cannot go on is replaced rather than left to answer 503 for ever."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.critical("the gateway cannot open its models", exc_info=error)
+        logger.critical("the gateway cannot go on", exc_info=error)
         os._exit(1)

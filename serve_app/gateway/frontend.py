@@ -7,14 +7,14 @@ adds admin routes, an instrumentator, authentication and CORS around these route
 import contextlib
 import pickle
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from ray.serve.handle import DeploymentHandle
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.entrypoints.anthropic.api_router import attach_router as attach_anthropic
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.openai.chat_completion.api_router import attach_router as attach_chat
@@ -25,11 +25,14 @@ from vllm.entrypoints.serve.exception_handling.register import init_exception_ha
 from vllm.entrypoints.serve.tokenize.api_router import attach_router as attach_tokenize
 from vllm.entrypoints.speech_to_text.factories import register_speech_to_text_api_routers
 from vllm.envs import enable_envs_cache
+from vllm.reasoning import ReasoningParserManager
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from serve_app.config import ModelConfig
 from serve_app.fleet.client import FleetClient
+from serve_app.gateway.admission import Admission, AdmissionConfig
+from serve_app.gateway.ticket import admit
 from serve_app.replica.arguments import parse_arguments
 from serve_app.replica.deployment import Description
 from serve_app.telemetry.metrics import adopt_vllm_metrics
@@ -39,33 +42,54 @@ from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, 
 class Frontend:
     """A model that can answer: its ASGI app, what it can do, and the fleet below it."""
 
-    def __init__(self, app: FastAPI, fleet: FleetClient, engine: AsyncLLM, metrics: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        *,
+        app: FastAPI,
+        fleet: FleetClient,
+        engine: AsyncLLM,
+        metrics: CollectorRegistry,
+        admission: AdmissionConfig,
+        count_reasoning: Callable[[Sequence[int]], int],
+    ) -> None:
         self._app = app
         self._open = 0
         self.fleet = fleet
         self.metrics = metrics
+        self.count_reasoning = count_reasoning
+        """How many of an answer's tokens are reasoning."""
         self._engine = engine
+        self.admission = Admission(admission, self.seats)
         self._stream_interval = engine.output_processor.stream_interval
         self.paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
+
+    @property
+    def seats(self) -> int:
+        """Requests that one replica computes at once."""
+        return int(self._engine.vllm_config.scheduler_config.max_num_seqs)
 
     @property
     def max_model_len(self) -> int:
         """Tokens of prompt and answer together."""
         return int(self._engine.model_config.max_model_len)
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send, busy_from: int) -> None:
-        """Have vLLM answer one request.
+    def app(self, busy_from: int) -> ASGIApp:
+        """vLLM's app.
 
-        With `busy_from` open requests or more, a chunk of the stream carries two tokens: under load most of a
+        With `busy_from` open requests or more, a chunk of a stream carries two tokens: under load most of a
         gateway's work is one JSON object and one write to a socket for each chunk.
         """
-        self._open += 1
-        busy = self._open >= busy_from
-        self._engine.output_processor.stream_interval = max(self._stream_interval, 2 if busy else 1)
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._open -= 1
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            self._open += 1
+            busy = self._open >= busy_from
+            self._engine.output_processor.stream_interval = max(self._stream_interval, 2 if busy else 1)
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._open -= 1
+
+        return answer
 
     def close(self) -> None:
         self._engine.shutdown()
@@ -75,21 +99,41 @@ async def open_frontend(
     model: ModelConfig,
     replicas: DeploymentHandle[Any],
     description: Description,
+    *,
     host: str,
     on_replica_lost: Callable[[], None],
+    admission: AdmissionConfig,
 ) -> Frontend:
     """Build the front end of a model from what one of its replicas said of it."""
     enable_envs_cache()
     arguments = parse_arguments(model)
     arguments.disable_fastapi_docs = True
     config: VllmConfig = pickle.loads(description.config)  # noqa: S301 - from our replica, by Serve
-    fleet = FleetClient(replicas, host, description.tasks, on_replica_lost)
+    # The replica's has the reasoning parser, which vLLM takes from a flag of its own when it builds the whole config.
+    arguments.structured_outputs_config = config.structured_outputs_config
+    fleet = FleetClient(replicas, host, description.tasks, on_replica_lost, admit)
     with _engine_core_is(fleet):
         engine = AsyncLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
     engine.renderer.start_mm_warmup_in_background()
     app = _routes(arguments, description.tasks, config)
     await init_app_state(engine, app.state, arguments, description.tasks)
-    return Frontend(app, fleet, engine, adopt_vllm_metrics())
+    return Frontend(
+        app=app,
+        fleet=fleet,
+        engine=engine,
+        metrics=adopt_vllm_metrics(),
+        admission=admission,
+        count_reasoning=_reasoning_counter(arguments, engine),
+    )
+
+
+def _reasoning_counter(arguments: Namespace, engine: AsyncLLM) -> Callable[[Sequence[int]], int]:
+    name = arguments.structured_outputs_config.reasoning_parser
+    if not name:
+        return lambda tokens: 0
+    parser = ReasoningParserManager.get_reasoning_parser(name)(engine.get_tokenizer())
+    count: Callable[[Sequence[int]], int] = parser.count_reasoning_tokens
+    return count
 
 
 @contextlib.contextmanager

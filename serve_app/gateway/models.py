@@ -10,8 +10,11 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import ModelConfig
 from serve_app.fleet.watch import FleetWatch, State
+from serve_app.gateway.admission import AdmissionConfig
+from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.errors import ModelLoading, ModelNotFound
 from serve_app.gateway.frontend import Frontend, open_frontend
+from serve_app.gateway.keys.caller import Caller
 from serve_app.ray_seam import Replicas
 from serve_app.replica.deployment import Description
 
@@ -31,35 +34,40 @@ class Model:
         self.frontend: Frontend | None = None
         self.description: Description | None = None
 
-    async def open(self, host: str, watch: FleetWatch) -> None:
+    async def open(self, host: str, watch: FleetWatch, admission: AdmissionConfig) -> None:
         """Wait for the first replica and build the front end."""
         self.description = await self.handle.describe.remote()
-        self.frontend = await open_frontend(self.config, self.handle, self.description, host, watch.wake)
+        self.frontend = await open_frontend(
+            self.config, self.handle, self.description, host=host, on_replica_lost=watch.wake, admission=admission
+        )
         logger.info("model %s is ready", self.config.id)
 
 
 class Models:
     """All models of the service, the first being the default."""
 
-    def __init__(self, models: list[Model], watch: FleetWatch) -> None:
+    def __init__(self, models: list[Model], watch: FleetWatch, config: GatewayConfig) -> None:
         self._models = {model.config.id: model for model in models}
         self._watch = watch
+        self._config = config
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
 
-    def get(self, name: str | None) -> Model:
-        """The model of that id, or the default.
+    def visible(self, caller: Caller) -> list[Model]:
+        """The models that a caller may use."""
+        return [model for model in self if caller.may_use(model.config.id)]
+
+    def get(self, name: str | None, caller: Caller) -> Model:
+        """The model of that id, or the first that the caller may use.
 
         Raises:
-            ModelNotFound: there is none.
+            ModelNotFound: there is none, or it is out of the caller's scope: they look the same.
         """
-        if name is None:
-            return next(iter(self._models.values()))
-        try:
-            return self._models[name]
-        except KeyError:
-            raise ModelNotFound(name) from None
+        found = next((model for model in self.visible(caller) if name in {None, model.config.id}), None)
+        if found is None:
+            raise ModelNotFound(name or "default")
+        return found
 
     @property
     def gpu_available(self) -> bool:
@@ -88,6 +96,17 @@ class Models:
     async def run(self, host: str) -> None:
         """Open every model as its replicas come up, and watch them. Runs until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch.run())
-            for model in self._models.values():
-                tasks.create_task(model.open(host, self._watch))
+            tasks.create_task(self._watch.run(self._make_room))
+            for model in self:
+                tasks.create_task(self._open(model, host))
+
+    async def _open(self, model: Model, host: str) -> None:
+        await model.open(host, self._watch, self._config.admission)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Let each model run as much as its replicas can compute, as this gateway's share of it."""
+        for model in self:
+            if model.frontend is not None:
+                seats = self.replicas(model).running * model.frontend.seats
+                model.frontend.admission.set_capacity(-(-seats // self._config.replicas))

@@ -1,8 +1,10 @@
 """What the service says of itself: health, the list of models, metrics."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
+from prometheus_client import CollectorRegistry
 
 from serve_app.fleet.watch import State
 from serve_app.gateway.models import Model, Models
@@ -71,7 +73,7 @@ def health(models: Models) -> Health:
     )
 
 
-def model_list(models: Models) -> ModelList:
+def model_list(models: Iterable[Model]) -> ModelList:
     return ModelList([model_card(model) for model in models])
 
 
@@ -84,9 +86,9 @@ def model_card(model: Model) -> ModelCard:
     )
 
 
-def metrics(models: Models) -> bytes:
-    """Prometheus text of every model that has been up."""
-    return exposition(model.frontend.metrics for model in models if model.frontend)
+def metrics(models: Models, own: list[CollectorRegistry]) -> bytes:
+    """Prometheus text of every model that has been up, and of the gateway's own registries."""
+    return exposition([*(model.frontend.metrics for model in models if model.frontend), *own])
 
 
 def _model_health(models: Models, model: Model) -> ModelHealth:

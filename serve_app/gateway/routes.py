@@ -39,5 +39,6 @@ MODEL_ROUTES = {
 
 HEALTH = "/api/healthz"
 METRICS = "/metrics"
+USAGE = "/api/usage"
 MODEL_LISTS = frozenset({"/v1/models", "/api/models"})
 MODEL_PREFIX = "/v1/models/"

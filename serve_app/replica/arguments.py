@@ -13,7 +13,8 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from serve_app.config import DEMO_DIRECTORY, DEMO_SOURCE, ConfigError, ModelConfig
+from serve_app.config import DEMO_DIRECTORY, DEMO_SOURCE, ModelConfig
+from serve_app.settings import ConfigError
 from serve_app.vllm_seam import VllmConfig
 
 

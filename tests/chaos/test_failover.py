@@ -14,17 +14,9 @@ WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen
 
 @pytest.fixture
 def service(service: Service) -> Service:
-    """The service with all its replicas up, whatever an earlier test has killed."""
-    wait_for(lambda: whole(service), "the return of all replicas", 240)
+    """The service with two replicas of each model that has several, whatever an earlier test has killed."""
+    wait_for(lambda: service.up("scripted", 2) and service.up("demo-2", 2), "the return of two replicas", 240)
     return service
-
-
-def whole(service: Service) -> bool:
-    models = service.health().get("details", {}).get("models", [])
-    return bool(models) and all(
-        len(service.replicas(model["id"])) == model["replicas"]["running"] == model["replicas"]["target"]
-        for model in models
-    )
 
 
 @pytest.fixture

@@ -106,6 +106,7 @@ class Service:
     answers: deque[Stream | Response] = field(default_factory=deque)
     healths: deque[dict[str, Any] | Response] = field(default_factory=lambda: deque([healthy()]))
     asked: list[dict[str, Any]] = field(default_factory=list)
+    usage: dict[str, Any] | Response = field(default_factory=dict)
 
     def app(self) -> Starlette:
         return Starlette(
@@ -113,6 +114,7 @@ class Service:
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/models", self._models),
                 Route("/api/healthz", self._health),
+                Route("/api/usage", self._usage),
             ]
         )
 
@@ -127,6 +129,12 @@ class Service:
 
     async def _models(self, request: Request) -> Response:
         return _without_key(request) or JSONResponse({"object": "list", "data": self.cards})
+
+    async def _usage(self, request: Request) -> Response:
+        self.asked.append(dict(request.query_params))
+        if refused := _without_key(request):
+            return refused
+        return self.usage if isinstance(self.usage, Response) else JSONResponse(self.usage)
 
     async def _health(self, _: Request) -> Response:
         health = self.healths.popleft() if len(self.healths) > 1 else self.healths[0]
@@ -146,6 +154,7 @@ def serving(service: Service) -> Iterator[Service]:
     """Run the service in a thread; `service.url` is its /v1."""
     config = uvicorn.Config(service.app(), port=0, log_level="error", timeout_graceful_shutdown=1)
     sockets = [config.bind_socket()]
+    sockets[0].listen()  # before the thread does, so that nobody comes too early
     server = uvicorn.Server(config)
     service.url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}/v1"
     thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)

@@ -22,7 +22,7 @@ def figures(text: str) -> str:
 def test_a_piped_prompt_gets_just_the_answer(service: Service) -> None:
     service.answers.append(says("Hel", "lo **you**", "\x1b[2J!"))
     result = run("chat", stdin="say hello\n")
-    assert (result.exit_code, result.stdout) == (0, "Hello **you**!\n")
+    assert (result.exit_code, result.stdout) == (0, "Hello **you**!\n"), result.stderr
     assert re.fullmatch(r"TTFT \d+\.\d\d s( · \d+\.\d tok/s)? · 3 tokens\n", result.stderr)
     assert service.asked == [
         {

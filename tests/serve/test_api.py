@@ -3,16 +3,10 @@
 import httpx
 import pytest
 
+from tests.serve.refusals import refusal
 from tests.service import Service
 
 CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "[[answer: yes]]"}]}
-
-
-def error_of(response: httpx.Response) -> tuple[int, str, str | None]:
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["message"]
-    return response.status_code, error["code"], error["param"]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +21,7 @@ def error_of(response: httpx.Response) -> tuple[int, str, str | None]:
 def test_everything_needs_the_key(service: Service, method: str, path: str, headers: dict[str, str]) -> None:
     sent = {name: value.format(key=service.key) for name, value in headers.items()}
     response = httpx.request(method, service.url + path, headers=sent)
-    assert error_of(response) == (401, "invalid_api_key", None)
+    assert refusal(response) == (401, "invalid_api_key", None)
     assert response.headers["www-authenticate"] == "Bearer"
 
 
@@ -58,67 +52,12 @@ def test_health_needs_no_key_and_tells_the_truth(service: Service) -> None:
 def test_models_are_listed_over_all_apps(service: Service, path: str) -> None:
     listed = service.http.get(path).json()
     assert listed["object"] == "list"
-    assert [model["id"] for model in listed["data"]] == ["scripted", "demo", "demo-2", "demo-tp", "embed"]
+    assert [model["id"] for model in listed["data"]] == ["scripted", "demo", "demo-2", "demo-tp", "embed", "narrow"]
 
 
 def test_one_model(service: Service) -> None:
     assert service.http.get("/v1/models/demo").json()["max_model_len"] == 2048
-    assert error_of(service.http.get("/v1/models/absent")) == (404, "model_not_found", "model")
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/pause",
-        "/scale_elastic_ep",
-        "/version",
-        "/load",
-        "/ping",
-        "/invocations",
-        "/docs",
-        "/openapi.json",
-        "/v1/chat/completions/",
-        "/v1/chat/completions/batch",
-        "/v1/load_lora_adapter",
-        "/inference/v1/generate",
-        "/collective_rpc",
-    ],
-)
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_other_routes_of_vllm_are_closed(service: Service, method: str, path: str) -> None:
-    assert error_of(service.http.request(method, path, json=CHAT if method == "POST" else None)) == (
-        404,
-        "not_found",
-        None,
-    )
-
-
-def test_a_route_takes_its_own_method_only(service: Service) -> None:
-    response = service.http.get("/v1/chat/completions")
-    assert error_of(response) == (405, "method_not_allowed", None)
-    assert response.headers["allow"] == "POST"
-
-
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        (b"{", (400, "invalid_value", None)),
-        (b"[]", (400, "invalid_value", None)),
-        (b"\xff", (400, "invalid_value", None)),
-        (b"[" * 100_000, (400, "invalid_value", None)),
-        (b'{"model": 3}', (400, "invalid_value", "model")),
-        (b'{"model": "absent", "messages": []}', (404, "model_not_found", "model")),
-        (b'{"model": "embed", "messages": []}', (404, "task_not_supported", "model")),
-    ],
-)
-def test_a_wrong_body_is_refused(service: Service, body: bytes, expected: tuple[int, str, str | None]) -> None:
-    headers = {"content-type": "application/json"}
-    assert error_of(service.http.post("/v1/chat/completions", content=body, headers=headers)) == expected
-
-
-def test_a_body_over_the_limit_is_refused(service: Service) -> None:
-    body = b'{"model": "scripted", "x": "' + b"a" * (32 * 1024 * 1024) + b'"}'
-    assert error_of(service.http.post("/v1/chat/completions", content=body)) == (413, "request_too_large", None)
+    assert refusal(service.http.get("/v1/models/absent")) == (404, "model_not_found", "model")
 
 
 def test_api_chat_streams_unless_told_not_to(service: Service) -> None:
@@ -129,9 +68,17 @@ def test_api_chat_streams_unless_told_not_to(service: Service) -> None:
     assert whole.json()["choices"][0]["message"]["content"] == "yes"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])
+def test_a_model_must_be_there_and_able(service: Service, path: str) -> None:
+    absent, unable = ({**CHAT, "model": model} for model in ("absent", "embed"))
+    assert refusal(service.http.post(path, json=absent)) == (404, "model_not_found", "model")
+    assert refusal(service.http.post(path, json=unable)) == (404, "task_not_supported", "model")
+    assert refusal(service.http.post(path, json={**CHAT, "model": 3})) == (400, "invalid_value", "model")
+
+
 def test_api_chat_requires_a_model(service: Service) -> None:
     response = service.http.post("/api/chat", json={"messages": CHAT["messages"]})
-    assert error_of(response) == (400, "invalid_value", "model")
+    assert refusal(response) == (400, "invalid_value", "model")
 
 
 def test_without_a_model_v1_takes_the_first(service: Service) -> None:
@@ -147,9 +94,3 @@ def test_metrics_have_vllms_names_for_every_model(service: Service) -> None:
     for model in ("demo", "scripted", "embed"):
         assert f'vllm:num_requests_running{{engine="0",model_name="{model}"}} 0.0\n' in text
     assert text.count("# TYPE vllm:generation_tokens_total counter") == 1
-
-
-def test_a_request_has_one_id(service: Service) -> None:
-    response = service.http.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": "mine"})
-    assert response.headers.get_list("x-request-id") == ["mine"]
-    assert "mine" not in response.json()["id"]

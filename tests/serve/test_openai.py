@@ -179,6 +179,12 @@ def test_embeddings(client: openai.OpenAI) -> None:
     assert red != pytest.approx(green, abs=1e-3)
 
 
+def test_a_wrong_input_beside_a_right_one_breaks_no_later_request(service: Service) -> None:
+    refused = service.http.post("/v1/embeddings", json={"model": "embed", "input": [[1, 2], [99_999_999]]})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_value")
+    assert service.http.post("/v1/embeddings", json={"model": "embed", "input": "red"}).status_code == 200
+
+
 def test_rerank_and_score(service: Service) -> None:
     ranked = service.http.post(
         "/v1/rerank", json={"model": "embed", "query": "red", "documents": ["green", "red"]}

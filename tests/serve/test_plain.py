@@ -13,7 +13,7 @@ from tests.service import Service, alive, running_service
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder: Path = tmp_path_factory.mktemp("plain")
-    with running_service(folder, [demo("scripted", engine="scripted")], plain=True, gateways=2) as service:
+    with running_service(folder, [demo("scripted", engine="scripted")], plain=True, gateway={"replicas": 2}) as service:
         family = service.processes()
         yield service
     assert not any(map(alive, family))

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from serve_app.check import check
-from serve_app.config import ConfigError, ModelConfig, ServiceConfig, load_model
+from serve_app.config import ModelConfig, ServiceConfig, load_model
+from serve_app.settings import ConfigError
 
 
 def directory(path: Path) -> Path:

@@ -4,8 +4,11 @@ import inspect
 
 import pytest
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.reasoning import ReasoningParserManager
+from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
+from vllm.v1.metrics.stats import PrefillStats
 
 from serve_app.fleet.client import FleetClient
 
@@ -50,3 +53,10 @@ def test_the_request_path_of_async_llm_asks_no_other_method() -> None:
     )
     called = {word for word in path.replace("(", " ").split() if word.startswith(("self.engine_core.", "engine_core."))}
     assert {call.rpartition(".")[2] for call in called} <= USED_BY_ASYNC_LLM
+
+
+def test_what_a_request_comes_to_can_be_read() -> None:
+    assert "external_req_id" in EngineCoreRequest.__struct_fields__
+    assert PrefillStats().num_cached_tokens == 0
+    parser = ReasoningParserManager.get_reasoning_parser("qwen3")
+    assert list(inspect.signature(parser.count_reasoning_tokens).parameters) == ["self", "token_ids"]

@@ -20,7 +20,7 @@ def train(steps: int, threads: int = 2) -> tuple[list[float], Llama]:
 
 def test_twenty_steps_lower_the_loss_and_can_be_repeated() -> None:
     losses, model = train(20)
-    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
     again, other = train(20)
     assert again == losses
     assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))

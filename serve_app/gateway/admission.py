@@ -1,0 +1,229 @@
+"""Admission of one model: so many requests run at once, a bounded number waits, and the rest is refused at once.
+
+Who waits is served by weighted fair queueing over the keys, in tokens (fair_queue.py). A request is refused as
+soon as it is clear that it cannot have its first token in time, so that its client can go elsewhere.
+"""
+
+import asyncio
+import math
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt
+
+from serve_app.gateway.errors import Overloaded
+from serve_app.gateway.fair_queue import FairQueue
+from serve_app.settings import Closed
+
+Tier = Literal["high", "normal", "low"]
+
+WEIGHTS: dict[Tier, float] = {"high": 4.0, "normal": 1.0, "low": 0.25}
+"""Shares of tokens while keys compete: one key of tier high gets as much as four of normal or sixteen of low."""
+
+# Retry-After while nothing has been measured yet, and its bounds: clients ignore what is longer than a minute.
+UNKNOWN_RETRY_AFTER_S = 5
+MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1, 60
+# Weight of the newest request in what is usual: about the last twenty count.
+NEWEST = 0.1
+
+
+class AdmissionConfig(Closed):
+    """The queue in front of each model."""
+
+    max_waiting: NonNegativeInt = 1000
+    """Requests that may wait."""
+    max_waiting_tokens: NonNegativeInt = 2_000_000
+    """Tokens (prompt and expected answer) of all that wait."""
+    max_wait_s: float = Field(default=10, gt=0)
+    """Longest time in the queue."""
+
+
+class Slot:
+    """A place among the running requests. Give it back with `leave`, whatever happened."""
+
+    __slots__ = ("_admission", "_entered", "_left", "cost", "key", "weight")
+
+    def __init__(self, admission: "Admission", key: str, weight: float, cost: int, entered: float) -> None:
+        self.key = key
+        self.weight = weight
+        self.cost = cost
+        self._admission = admission
+        self._entered = entered
+        self._left = False
+
+    def first_token(self) -> None:
+        """Note the first token: the usual time to it is kept free before a client's deadline."""
+        self._admission.note_prefill(self._entered)
+
+    def leave(self, tokens: int | None = None) -> None:
+        """Free the place. Calls after the first do nothing.
+
+        Args:
+            tokens: prompt and answer as they were; None: as expected.
+        """
+        if not self._left:
+            self._left = True
+            self._admission.release(self, self._entered, tokens)
+
+
+class Admission:
+    """The places of one model and the queue for them. For one event loop, whose time it goes by."""
+
+    def __init__(self, config: AdmissionConfig, capacity: int) -> None:
+        """Open a model.
+
+        Args:
+            config: bounds of the queue.
+            capacity: requests that may run at once; `set_capacity` changes it.
+        """
+        self._config = config
+        self._capacity = capacity
+        self._running = 0
+        self._queue: FairQueue[_Waiter] = FairQueue()
+        self._loop = asyncio.get_running_loop()
+        self._usual_cost: float | None = None
+        self._usual_seconds = 0.0
+        self._usual_prefill = 0.0
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    @property
+    def running(self) -> int:
+        return self._running
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def waiting_tokens(self) -> int:
+        return self._queue.cost
+
+    def set_capacity(self, capacity: int) -> None:
+        """Change how many may run: more start at once, fewer come about as running ones leave."""
+        self._capacity = capacity
+        self._admit()
+
+    async def enter(self, key: str, tier: Tier, cost: int, deadline: float | None = None) -> Slot:
+        """Wait for a place.
+
+        Args:
+            key: whose request it is.
+            tier: the key's tier.
+            cost: tokens of the prompt plus those expected of the answer.
+            deadline: when the client must have its first token, in the event loop's time; None: whenever.
+
+        Raises:
+            Overloaded: there is no room to wait, or no place in time.
+        """
+        now, weight, cost = self._loop.time(), WEIGHTS[tier], max(cost, 1)
+        if self._running < self._capacity and not self._queue:
+            if deadline is not None and now + self._usual_prefill > deadline:
+                # A refusal lets the figure fade, or nothing might ever come to measure it again.
+                self._usual_prefill *= 1 - NEWEST
+                raise self._overloaded(key, weight)
+            self._queue.charge(key, weight, cost)
+            return self._place(key, weight, cost)
+        expires = now + self._config.max_wait_s
+        if deadline is not None:
+            expires = min(expires, deadline - self._usual_prefill)
+        if now + self._wait_s(key, weight) > expires:
+            raise self._overloaded(key, weight)
+        self._make_room(key, weight, cost)
+        return await self._wait(key, weight, cost, expires)
+
+    def note_prefill(self, entered: float) -> None:
+        seconds = self._loop.time() - entered
+        self._usual_prefill += NEWEST * (seconds - self._usual_prefill) if self._usual_prefill else seconds
+
+    def release(self, slot: Slot, entered: float, tokens: int | None) -> None:
+        self._running -= 1
+        if tokens is not None:
+            self._queue.correct(slot.key, tokens - slot.cost)
+        if tokens != 0:  # one that never ran says nothing of how long they run
+            self._learn(slot.cost, self._loop.time() - entered)
+        self._admit()
+
+    async def _wait(self, key: str, weight: float, cost: int, expires: float) -> Slot:
+        waiter = _Waiter(self._loop.create_future(), key, weight, cost)
+        self._queue.push(key, weight, waiter, cost)
+        timer = self._loop.call_at(expires, self._expire, waiter)
+        try:
+            return await waiter.place
+        except asyncio.CancelledError:
+            if waiter.place.done() and not waiter.place.cancelled() and waiter.place.exception() is None:
+                waiter.place.result().leave(0)
+            self._queue.remove(key, waiter)
+            raise
+        finally:
+            timer.cancel()
+
+    def _admit(self) -> None:
+        while self._queue and self._running < self._capacity:
+            waiter = self._queue.pop()
+            if waiter.place.done():  # its client has just left
+                self._queue.correct(waiter.key, -waiter.cost)
+            else:
+                waiter.place.set_result(self._place(waiter.key, waiter.weight, waiter.cost))
+
+    def _place(self, key: str, weight: float, cost: int) -> Slot:
+        self._running += 1
+        return Slot(self, key, weight, cost, self._loop.time())
+
+    def _expire(self, waiter: "_Waiter") -> None:
+        self._queue.remove(waiter.key, waiter)
+        self._refuse(waiter)
+
+    def _refuse(self, waiter: "_Waiter") -> None:
+        if not waiter.place.done():
+            waiter.place.set_exception(self._overloaded(waiter.key, waiter.weight))
+
+    def _make_room(self, key: str, weight: float, cost: int) -> None:
+        """See that one more may wait, at the expense of the key that has most waiting if need be.
+
+        A key that fills the queue would otherwise keep all others out of it.
+        """
+        while self._is_full(cost):
+            waiter = self._queue.pop_newest_of_largest(key, weight, cost)
+            if waiter is None:
+                raise self._overloaded(key, weight)
+            self._refuse(waiter)
+
+    def _is_full(self, cost: int) -> bool:
+        if len(self._queue) >= self._config.max_waiting:
+            return True
+        return len(self._queue) > 0 and self._queue.cost + cost > self._config.max_waiting_tokens
+
+    def _overloaded(self, key: str, weight: float) -> Overloaded:
+        seconds = self._wait_s(key, weight) if self._usual_cost is not None else UNKNOWN_RETRY_AFTER_S
+        return Overloaded(math.ceil(min(max(seconds, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)))
+
+    def _wait_s(self, key: str, weight: float) -> float:
+        """How long a new request of this key would wait; 0 while nothing has been measured.
+
+        What goes before it, and the end of one that runs, at the rate at which all places together free tokens.
+        """
+        if self._usual_cost is None or not self._usual_seconds:
+            return 0.0
+        if not self._capacity:
+            return math.inf
+        rate = self._capacity * self._usual_cost / self._usual_seconds
+        return (self._queue.ahead_of(key, weight) + self._usual_cost) / rate
+
+    def _learn(self, cost: int, seconds: float) -> None:
+        if self._usual_cost is None:
+            self._usual_cost, self._usual_seconds = float(cost), seconds
+        else:
+            self._usual_cost += NEWEST * (cost - self._usual_cost)
+            self._usual_seconds += NEWEST * (seconds - self._usual_seconds)
+
+
+class _Waiter:
+    __slots__ = ("cost", "key", "place", "weight")
+
+    def __init__(self, place: asyncio.Future[Slot], key: str, weight: float, cost: int) -> None:
+        self.place = place
+        self.key = key
+        self.weight = weight
+        self.cost = cost

@@ -1,0 +1,86 @@
+"""How long each part of an answer may take, by the service's settings and by the client's own headers."""
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+from pydantic import Field
+
+from serve_app.gateway.errors import BadRequest, Headers
+from serve_app.settings import Closed
+
+OWN_HEADER = b"x-request-deadline-ms"
+SDK_HEADER = b"x-stainless-read-timeout"
+LONGEST_MS = 24 * 60 * 60 * 1000
+
+
+class DeadlinesConfig(Closed):
+    """Deadlines of one answer, in seconds; 0 switches one off."""
+
+    first_token_s: float = Field(default=60, ge=0)
+    """From the dispatch to a replica to the first token."""
+    between_tokens_s: float = Field(default=60, ge=0)
+    """Between two tokens."""
+    total_s: float = Field(default=600, ge=0)
+    """The whole request, its time in the queue included."""
+    write_stall_s: float = Field(default=30, ge=0)
+    """How long a client that reads nothing may hold a write up."""
+    keep_alive_s: float = Field(default=10, ge=0)
+    """Silence in a stream after which a comment is sent."""
+
+
+class Progress(Protocol):
+    """What the engine has done for one request, in the event loop's time.
+
+    A stream can be silent while tokens come (a tool call is being collected), and an answer without a stream
+    always is, so the deadlines go by this.
+    """
+
+    @property
+    def begun(self) -> bool:
+        """Whether any token of the answer has come."""
+
+    @property
+    def dispatched(self) -> float | None:
+        """When the request went to a replica; None: it has not, or its deadlines do not run now."""
+
+    @property
+    def token(self) -> float | None:
+        """When its last token came, or the request moved to another replica."""
+
+
+def running(
+    deadlines: DeadlinesConfig, progress: Progress, begun: float, chunk: float | None, writing: float | None
+) -> Iterator[tuple[float | None, float, str]]:
+    """Each deadline of a request: since when it runs (None: not now), its seconds, and what it bounds.
+
+    `begun`: when the request came; `chunk`: when a chunk of its stream was last sent; `writing`: since when the
+    client has not taken what is being sent.
+    """
+    token = progress.token if chunk is None else max(progress.token or 0.0, chunk)
+    yield begun, deadlines.total_s, "The request"
+    yield progress.dispatched if token is None else None, deadlines.first_token_s, "The first token"
+    yield token, deadlines.between_tokens_s, "The next token"
+    yield writing, deadlines.write_stall_s, "Sending to the client"
+
+
+def client_deadline(headers: Headers, now: float) -> float | None:
+    """When the client stops waiting for the first token, in the time that `now` is in; None: it does not say.
+
+    `x-request-deadline-ms` gives the milliseconds left and goes before `x-stainless-read-timeout`, which the
+    OpenAI and Anthropic SDKs send in seconds. Theirs is ignored where it makes no sense: users do not write it.
+
+    Raises:
+        BadRequest: `x-request-deadline-ms` is not a whole number of milliseconds from 1 to a day.
+    """
+    given = dict(headers)
+    if (own := given.get(OWN_HEADER)) is not None:
+        if not own.isdigit() or len(own) > len(str(LONGEST_MS)) or not 1 <= int(own) <= LONGEST_MS:
+            name = OWN_HEADER.decode()
+            raise BadRequest(f"`{name}` must be a whole number from 1 to {LONGEST_MS}.", param=name)
+        return now + int(own) / 1000
+    try:
+        seconds = float(given.get(SDK_HEADER, b"nan"))
+    except ValueError:
+        return None
+    return now + seconds if 0 < seconds < math.inf else None

@@ -1,0 +1,165 @@
+"""A request on a model route, from its body to its row in the usage ledger."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+from starlette.types import Receive, Scope, Send
+
+from serve_app.gateway import ticket as tickets
+from serve_app.gateway.body import ClientLeft, read_body, replay
+from serve_app.gateway.call import Call
+from serve_app.gateway.config import GatewayConfig
+from serve_app.gateway.deadlines import client_deadline
+from serve_app.gateway.errors import JSON, GatewayError, TaskNotSupported, style_of
+from serve_app.gateway.keys.caller import Caller
+from serve_app.gateway.models import Models
+from serve_app.gateway.policy.check import Policy
+from serve_app.gateway.response import CLIENT_LEFT, Answer
+from serve_app.gateway.routes import ModelRoute
+from serve_app.gateway.ticket import Ticket, Usage
+from serve_app.ledger.row import Finish, Row
+from serve_app.ledger.writer import Ledger
+from serve_app.vllm_seam import FinishReason
+
+# Headers by which a client would choose ids, priority or a replica in vLLM; ours take their place.
+STEERING = frozenset({b"x-request-id", b"x-session-id", b"x-vllm-priority", b"x-data-parallel-rank", b"content-length"})
+OK, INTERNAL = 200, 500
+FINISHES: dict[FinishReason | None, Finish] = {
+    None: "stop",  # vLLM's front end found a stop string
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.ABORT: "stop",
+    FinishReason.ERROR: "error",
+    FinishReason.REPETITION: "repetition",
+}
+
+
+class Inference:
+    """Answers the model routes of one gateway."""
+
+    def __init__(self, models: Models, policy: Policy, ledger: Ledger | None, config: GatewayConfig) -> None:
+        self._models = models
+        self._policy = policy
+        self._ledger = ledger
+        self._config = config
+
+    async def answer(self, call: Call, route: ModelRoute, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, settle its limits and write its row, however it ends.
+
+        Raises:
+            GatewayError: the request ended before vLLM's front end had it.
+            ClientLeft: the client did not wait for that.
+        """
+        try:
+            await self._answer(call, route, scope, receive, send)
+        except GatewayError as error:
+            call.error, call.status = error, error.status
+            raise
+        except ClientLeft:
+            call.client_left = True
+            raise
+        finally:
+            await self._account(call, scope["path"])
+
+    def note_refusal(self, caller: Caller, path: str, request_id: str, error: GatewayError) -> None:
+        """Write the row of a request that the key's scope or limits did not let in."""
+        if self._ledger is not None:
+            self._ledger.add(
+                Row(
+                    time=datetime.now(UTC),
+                    request_id=request_id,
+                    key_id=caller.id,
+                    model="",
+                    route=path,
+                    duration_s=0.0,
+                    finish="refused",
+                    attempts=0,
+                    status=error.status,
+                )
+            )
+
+    async def _answer(self, call: Call, route: ModelRoute, scope: Scope, receive: Receive, send: Send) -> None:
+        self._policy.check_headers(route, scope["headers"])
+        body = await read_body(receive, self._policy.body_limit(route))
+        request = await self._policy.check(route, scope["headers"], body, call.caller)
+        model = self._models.get(request.model, call.caller)
+        call.model = model.config.id
+        call.frontend = frontend = self._models.ready(model)
+        if route.path not in frontend.paths:
+            raise TaskNotSupported(f"The model `{model.config.id}` does not support {route.path}.", param="model")
+        call.ticket = ticket = Ticket(
+            call.caller,
+            frontend.admission,
+            call.reservation,
+            call.quota,
+            deadline=client_deadline(scope["headers"], asyncio.get_running_loop().time()),
+            bounded=request.bounded,
+            available=lambda: self._models.replicas(model).running > 0,
+        )
+        answer = Answer(
+            send,
+            self._config.deadlines,
+            ticket,
+            lambda: ticket.refusal,
+            request_id=call.request_id,
+            style=style_of(scope["path"]),
+            before_end=call.settle,
+        )
+        ticket.on_refusal = answer.fail
+        token = tickets.current.set(ticket)
+        try:
+            inner = _inner_scope(route, scope, request.body, call.request_id)
+            await answer.run(frontend.app(self._config.busy_from), inner, replay(request.body, receive))
+        finally:
+            tickets.current.reset(token)
+            ticket.close()
+            call.status, call.error, call.client_left = answer.status, answer.error, answer.client_left
+
+    async def _account(self, call: Call, path: str) -> None:
+        used = call.usage()
+        # The row first: Serve cancels a request whose client has left, and can do so at any `await`.
+        if self._ledger is not None:
+            self._ledger.add(_row(call, path, used))
+        await call.settle()
+
+
+def _row(call: Call, path: str, used: Usage) -> Row:
+    reasoning = 0
+    if call.status != OK:
+        used = used._replace(output_tokens=0)  # an error, or nothing at all, is all that the client got
+    elif call.frontend and call.ticket:
+        reasoning = sum(map(call.frontend.count_reasoning, call.ticket.answers()))
+    return Row(
+        time=call.arrived,
+        request_id=call.request_id,
+        key_id=call.caller.id,
+        model=call.model,
+        route=path,
+        prompt_tokens=used.prompt_tokens,
+        cached_tokens=used.cached_tokens,
+        output_tokens=used.output_tokens,
+        reasoning_tokens=reasoning,
+        ttft_s=None if used.first_token_at is None else used.first_token_at - call.started,
+        duration_s=time.monotonic() - call.started,
+        finish=_finish(call, used),
+        attempts=used.attempts,
+        status=CLIENT_LEFT if call.status is None else call.status,
+    )
+
+
+def _finish(call: Call, used: Usage) -> Finish:
+    if call.client_left or call.status is None:
+        return "abort"
+    if call.error is not None:
+        return "error" if used.attempts or call.error.status == INTERNAL else "refused"
+    return FINISHES[used.finish_reason]
+
+
+def _inner_scope(route: ModelRoute, scope: Scope, body: bytes, request_id: str) -> Scope:
+    headers = [pair for pair in scope["headers"] if pair[0] not in STEERING]
+    headers += [(b"content-length", str(len(body)).encode()), (b"x-request-id", request_id.encode())]
+    if not route.multipart:
+        headers = [*(pair for pair in headers if pair[0] != b"content-type"), JSON]
+    path = route.path.encode()
+    return {**scope, "path": route.path, "raw_path": path, "root_path": "", "query_string": b"", "headers": headers}

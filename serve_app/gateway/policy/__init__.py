@@ -1,0 +1,1 @@
+"""Request policy: which fields a request may have, in what bounds, and what is set for it. Start at table.py."""

@@ -1,0 +1,29 @@
+"""Prompts as text or token ids, one or several."""
+
+from typing import Any
+
+from serve_app.gateway.policy.fields import Either
+from serve_app.gateway.policy.rules import Int, ListOf, Rule, Schema, Text, View, any_of
+from serve_app.gateway.policy.verdicts import Needs
+
+
+class Prompts(Rule):
+    """A text, a list of texts, a list of token ids, or a list of such lists."""
+
+    kinds = frozenset({str, list})
+
+    def __init__(self, most: int, most_tokens: int, feature: str | None = None) -> None:
+        """At most `most` prompts of at most `most_tokens` token ids each; token ids only with the feature."""
+        text = Text(least=1, prompt=True)
+        tokens: Rule = ListOf(Int(0), most_tokens, least=1)
+        if feature is not None:
+            tokens = Needs(feature, tokens)
+        self._tokens = tokens
+        self._texts = Either(text, ListOf(Either(text, tokens), most, least=1))
+
+    def check(self, value: Any, view: View) -> None:
+        one_of_tokens = type(value) is list and value and type(value[0]) is int
+        (self._tokens if one_of_tokens else self._texts).check(value, view)
+
+    def schema(self) -> Schema:
+        return any_of([self._texts.schema(), self._tokens.schema()])

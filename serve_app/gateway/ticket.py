@@ -1,0 +1,172 @@
+"""The ticket of one request: how it is let in, how far it has come, and what it came to.
+
+A request is let in where its prompt has become tokens and nothing has been computed yet: when vLLM's front end
+hands it to the fleet client, which awaits `admit`. One HTTP request can have several requests to the engine core
+there (n choices, a list of prompts); each asks for itself.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from serve_app.fleet.journal import Entry
+from serve_app.gateway.admission import Admission, Slot
+from serve_app.gateway.errors import ContextLengthExceeded, GatewayError, UpstreamFailed
+from serve_app.gateway.keys.caller import Caller
+from serve_app.gateway.limits.limiter import Quota
+from serve_app.gateway.limits.requests import Reservation
+from serve_app.vllm_seam import FinishReason
+
+# vLLM's front end stands between the gateway and the fleet client and carries nothing of ours but the context.
+current: ContextVar["Ticket"] = ContextVar("ticket")
+
+
+class Usage(NamedTuple):
+    """What a request came to."""
+
+    prompt_tokens: int = 0
+    """Of each prompt once, however many choices it got."""
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    """That the front end has made an answer of; of a client that left, what it had by then."""
+    attempts: int = 0
+    """Replicas that worked on it, one after another; of several choices, the most."""
+    first_token_at: float | None = None
+    """Seconds, monotonic clock."""
+    finish_reason: FinishReason | None = None
+
+
+async def admit(entry: Entry) -> None:
+    """Let a request of the current ticket in: the hook of `FleetClient`."""
+    await current.get().admit(entry)
+
+
+class Ticket:
+    """One HTTP request on a model route. Also the `Progress` that its deadlines go by."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        admission: Admission,
+        reservation: Reservation,
+        quota: Quota,
+        *,
+        deadline: float | None,
+        bounded: bool,
+        available: Callable[[], bool],
+    ) -> None:
+        """Args:
+        caller: whose request it is.
+        admission: the model's.
+        reservation: of the caller's limits, with the request charged.
+        quota: those limits.
+        deadline: when the client must have its first token, in the event loop's time.
+        bounded: whether the client itself says how long the answer may get.
+        available: whether the model has a replica that can answer.
+        """
+        self.entries: list[Entry] = []
+        self.refusal: GatewayError | None = None
+        self.on_refusal: Callable[[GatewayError], None] | None = None
+        self._caller = caller
+        self._admission = admission
+        self._reservation = reservation
+        self._quota = quota
+        self._deadline = deadline
+        self._bounded = bounded
+        self._available = available
+        self._pooling: asyncio.Future[Slot] | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether any token has come."""
+        return any(entry.tokens for entry in self.entries)
+
+    @property
+    def dispatched(self) -> float | None:
+        """When the first request went to a replica, in the event loop's time; None while none can be reached."""
+        starts = [entry.dispatched_at for entry in self.entries if entry.dispatched_at is not None]
+        return min(starts, default=None) if self._available() else None
+
+    @property
+    def token(self) -> float | None:
+        """When the last token came, in the event loop's time; None: none has, or no replica can be reached."""
+        tokens = [entry.last_token_at for entry in self.entries if entry.last_token_at is not None]
+        if not tokens:
+            return None
+        return max(tokens) if self._available() else asyncio.get_running_loop().time()
+
+    def usage(self) -> Usage:
+        """What the request has come to so far."""
+        if not self.entries:
+            return Usage()
+        prompts = {entry.request.external_req_id: entry for entry in self.entries}.values()
+        first = [entry.first_token_at for entry in self.entries if entry.first_token_at is not None]
+        reasons = [entry.finish_reason for entry in self.entries if entry.finish_reason is not None]
+        return Usage(
+            prompt_tokens=sum(entry.prompt_tokens for entry in prompts),
+            cached_tokens=sum(entry.cached_tokens for entry in prompts),
+            output_tokens=sum(entry.read for entry in self.entries),
+            attempts=max(entry.attempt + 1 for entry in self.entries),
+            first_token_at=min(first, default=None),
+            # The worst of several choices: vLLM numbers them in that order.
+            finish_reason=max(reasons, default=None),
+        )
+
+    def answers(self) -> Iterator[Sequence[int]]:
+        """The tokens of each choice, as far as the client was told of them."""
+        return (entry.tokens[: entry.read] for entry in self.entries)
+
+    async def admit(self, entry: Entry) -> None:
+        """Wait until a request may go to a replica. One that may not is never let in: its answer is called off."""
+        try:
+            self._fit(entry)
+            cost = entry.prompt_tokens + entry.most_tokens
+            await self._reservation.reserve_tokens(cost)
+            await (self._enter(entry, cost) if entry.most_tokens else self._enter_once(cost))
+        except GatewayError as refusal:
+            self.refusal = self.refusal or refusal
+            if self.on_refusal is not None:
+                self.on_refusal(refusal)
+            # Raised here, it would pass through vLLM, which logs a traceback for each.
+            await asyncio.Event().wait()
+            raise
+        self.entries.append(entry)
+        entry.on_error = self._fail
+
+    def _fail(self) -> None:
+        if self.on_refusal is not None:
+            self.on_refusal(UpstreamFailed())
+
+    def close(self) -> None:
+        """The request has ended: give back what its requests to the engine core do not give back themselves."""
+        if self._pooling is None:
+            return
+        if not self._pooling.cancel() and self._pooling.exception() is None:
+            self._pooling.result().leave(sum(entry.prompt_tokens for entry in self.entries))
+
+    async def _enter(self, entry: Entry, cost: int) -> None:
+        slot = await self._admission.enter(self._caller.id, self._caller.tier, cost, self._deadline)
+        entry.on_first_token = slot.first_token
+        entry.on_close = lambda: slot.leave(entry.prompt_tokens + len(entry.tokens))
+
+    async def _enter_once(self, cost: int) -> None:
+        """One place for all texts of a request that is not generated from: they are many, short and come at once."""
+        if self._pooling is None:
+            entering = self._admission.enter(self._caller.id, self._caller.tier, cost, self._deadline)
+            self._pooling = asyncio.ensure_future(entering)
+        await asyncio.shield(self._pooling)
+
+    def _fit(self, entry: Entry) -> None:
+        """Bound an answer whose length the client leaves open by what the key may use at all."""
+        params = entry.request.sampling_params
+        context = self._caller.limits.context
+        if context is not None and entry.prompt_tokens + (entry.most_tokens if self._bounded else 1) > context:
+            raise ContextLengthExceeded(
+                f"Prompt and answer are {entry.prompt_tokens + entry.most_tokens} tokens; this key may use {context}."
+            )
+        if params is None or params.max_tokens is None or self._bounded:
+            return
+        for most in (context, self._quota.tokens_per_minute):
+            if most is not None and most > entry.prompt_tokens:
+                params.max_tokens = min(params.max_tokens, most - entry.prompt_tokens)

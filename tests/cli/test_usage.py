@@ -1,0 +1,152 @@
+"""`vllm-chat usage` against a real service: exact tables, CSV, JSON, questions and exit codes."""
+
+import json
+from typing import Any
+
+import pytest
+from starlette.responses import PlainTextResponse, Response
+
+from tests.cli.program import run
+from tests.cli.service import Service, refuses
+
+NOTHING = {
+    "requests": 0,
+    "prompt_tokens": 0,
+    "cached_tokens": 0,
+    "output_tokens": 0,
+    "reasoning_tokens": 0,
+    "failed": 0,
+    "aborted": 0,
+    "refused": 0,
+    "ttft_avg_s": None,
+}
+DEMO = {
+    "group": "demo",
+    "requests": 1204,
+    "prompt_tokens": 1234567,
+    "cached_tokens": 40,
+    "output_tokens": 10,
+    "reasoning_tokens": 4,
+    "failed": 1,
+    "aborted": 2,
+    "refused": 3,
+    "ttft_avg_s": 0.2049,
+}
+OTHER = NOTHING | {"group": "other", "requests": 1}
+CRASH = {"at": "2026-01-31T12:00:00.25Z", "rows": None}
+DROPPED = {"at": "2026-01-31T13:00:00Z", "rows": 1200}
+
+
+def usage(*totals: dict[str, Any], by: str = "model", gaps: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+    return {
+        "by": by,
+        "key": None,
+        "model": None,
+        "since": "2026-01-24T12:00:00Z",
+        "until": None,
+        "data": list(totals),
+        "total": NOTHING | {"group": "total", "requests": sum(total["requests"] for total in totals)},
+        "gaps": list(gaps),
+    }
+
+
+def test_a_table(service: Service) -> None:
+    service.usage = usage(DEMO, OTHER | {"group": "other\x1b[2J"})
+    result = run("usage")
+    assert [line.rstrip() for line in result.stdout.splitlines()] == [
+        "model   requests      prompt   cached   output   reasoning   failed   aborted   refused     ttft",
+        "demo       1,204   1,234,567       40       10           4        1         2         3   0.20 s",
+        "other          1           0        0        0           0        0         0         0        -",
+        "total      1,205           0        0        0           0        0         0         0        -",
+    ]
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert service.asked == [{"by": "day"}]
+
+
+def test_every_option_is_asked(service: Service) -> None:
+    service.usage = usage(by="key")
+    options = ["--key", "k1", "--model", "a/b", "--since", "7d", "--until", "2026-01-31T12:00:00+01:00", "--by", "key"]
+    assert run("usage", *options).exit_code == 0
+    assert service.asked == [
+        {"by": "key", "key": "k1", "model": "a/b", "since": "7d", "until": "2026-01-31T12:00:00+01:00"}
+    ]
+
+
+def test_csv(service: Service) -> None:
+    service.usage = usage(DEMO, OTHER | {"group": 'a,"b"'}, gaps=(DROPPED,))
+    result = run("usage", "--csv")
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "model,requests,prompt_tokens,cached_tokens,output_tokens,reasoning_tokens,failed,aborted,refused,ttft_avg_s\n"
+        "demo,1204,1234567,40,10,4,1,2,3,0.2049\n"
+        '"a,""b""",1,0,0,0,0,0,0,0,\n'
+    )
+    assert result.stderr == (
+        "! The ledger's database was away: 1,200 requests up to 2026-01-31 13:00:00 UTC are missing.\n"
+    )
+
+
+def test_json(service: Service) -> None:
+    service.usage = usage(DEMO, gaps=(DROPPED,))
+    result = run("usage", "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (0, usage(DEMO, gaps=(DROPPED,)))
+
+
+def test_a_crash_is_told(service: Service) -> None:
+    service.usage = usage(gaps=(CRASH,))
+    assert run("usage").stderr == (
+        "! A gateway ended without closing its ledger: "
+        "up to one second of requests after 2026-01-31 12:00:00 UTC may be missing.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "lines"),
+    [
+        (refuses(404, "not_found", "x"), ["✗ ROOT keeps no usage ledger.", "  Its operator can switch it on."]),
+        (
+            refuses(400, "invalid_value", "`key` may only be your own key's id."),
+            ["✗ The service refused the request (400).", "  `key` may only be your own key's id."],
+        ),
+        (
+            PlainTextResponse("hello"),
+            [
+                "✗ ROOT/api/usage?by=day answered 200, but not as an OpenAI-compatible service does.",
+                "  Check OPENAI_BASE_URL; it usually ends in /v1.",
+            ],
+        ),
+    ],
+)
+def test_refusals(service: Service, answer: Response, lines: list[str]) -> None:
+    service.usage = answer
+    result = run("usage")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.replace(service.url.removesuffix("/v1"), "ROOT").splitlines() == lines
+
+
+def test_a_wrong_key(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
+    result = run("usage")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "refused the key from OPENAI_API_KEY" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--since", "yesterday"], "give a date (2026-01-31), a time, or an age"),
+        (["--until", "7"], "--until"),
+        (["--by", "hour"], "--by"),
+        (["--csv", "--json"], "--csv and --json exclude each other"),
+    ],
+)
+def test_wrong_usage(service: Service, options: list[str], message: str) -> None:
+    result = run("usage", *options)
+    assert (result.exit_code, result.stdout, service.asked) == (2, "", [])
+    assert message in result.stderr
+
+
+def test_help_teaches() -> None:
+    shown = run("usage", "--help").stdout
+    assert "  vllm-chat usage --since 7d --by model\n" in "".join(f"{line.rstrip()}\n" for line in shown.splitlines())
+    assert "Exit codes: 0" in shown

@@ -1,0 +1,10 @@
+"""The progress of a request as a test says it is."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Progress:
+    dispatched: float | None = None
+    token: float | None = None
+    begun: bool = True
