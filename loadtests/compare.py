@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from loadtests.running import SystemFailedError, running
 from loadtests.stream import Plan, run_load
 from loadtests.systems import ENGINE_ARGS, ENGINE_ENV, SYSTEMS, System
 
+DEMO_MODEL = Path(__file__).resolve().parent.parent / "configs" / "demo" / "model"
 LEVELS = [1, 8, 32]
 HEADER = """# Performance
 
@@ -57,7 +57,7 @@ def main(
         raise typer.BadParameter(f"No such system: {', '.join(sorted(unknown))}. Known: {', '.join(SYSTEMS)}.")
     adopt_orphans()
     try:
-        model = (model_dir or demo_model()).resolve()
+        model = (model_dir or DEMO_MODEL).resolve()
         comparison = Comparison(model, names, rounds, concurrency or LEVELS, port, start_s)
         samples = Samples(comparison.samples(notes))
     except SystemFailedError as error:
@@ -116,12 +116,6 @@ def measure(system: System, name: str, number: int, level: int) -> Sample:
     if load.errors:
         raise SystemFailedError(f"{len(load.errors)} requests failed: {load.errors[0]}")
     return Sample.of(name, number, load, used, other_cores)
-
-
-def demo_model() -> Path:
-    """The directory of the demo model, written first if need be."""
-    command = [sys.executable, "-m", "serve_app.replica.demo_model"]
-    return Path(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
 
 
 def describe_conditions(rounds: int, noise: float) -> str:

@@ -47,7 +47,7 @@ class ModelConfig(Closed):
     id: str = Field(min_length=1, max_length=128, pattern=r"^[\w./:-]+$")
     """What clients send as `model`."""
     source: str = Field(min_length=1)
-    """A hub id, a local directory, or `demo` (a small model that is written on first use)."""
+    """A hub id, a local directory, or `demo` (the small model that comes with the service)."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where it runs; auto: what the installed vLLM was built for."""
     tensor_parallel_size: PositiveInt = 1

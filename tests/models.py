@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from serve_app.replica.demo_model import ensure_demo_model
+from serve_app.config import DEMO_DIRECTORY
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -17,13 +17,13 @@ def write_embedding_model(folder: Path) -> Path:
     import torch
     from transformers import BertConfig, BertModel
 
-    demo = ensure_demo_model()
+    demo = DEMO_DIRECTORY / "model"
     folder.mkdir(parents=True)
     for name in TOKENIZER_FILES:
         shutil.copy(demo / name, folder / name)
     ends = json.loads((demo / "generation_config.json").read_text())
     config = BertConfig(
-        vocab_size=1024,
+        vocab_size=json.loads((demo / "config.json").read_text())["vocab_size"],
         hidden_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,

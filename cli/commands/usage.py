@@ -37,6 +37,7 @@ Exit codes: 0 ok, 1 the service failed, 2 wrong usage, 130 interrupted.
 """
 AGO = re.compile(r"[0-9]{1,4}[hdw]")
 FIGURES = ("requests", "prompt", "cached", "output", "reasoning", "failed", "aborted", "refused", "ttft")
+ALWAYS = ("requests", "prompt", "output", "ttft")
 
 
 class By(StrEnum):
@@ -108,21 +109,25 @@ def _write_csv(reply: "Usage") -> None:
 
 
 def _table(reply: "Usage") -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    table.add_column(reply.by)
-    for name in FIGURES:
+    """What nothing was counted of has no column: ten of them are more than a terminal's width."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(reply.by, no_wrap=True)
+    totals = _figures(reply.total)
+    shown = [name for name in FIGURES if name in ALWAYS or totals[name] != "0"]
+    for name in shown:
         table.add_column(name, justify="right")
     for total in reply.data:
-        table.add_row(Text(one_line(total.group), style="bold"), *_figures(total))
-    table.add_row(Text("total", style="bold"), *_figures(reply.total), style="bold")
+        figures = _figures(total)
+        table.add_row(Text(one_line(total.group), style="bold"), *(figures[name] for name in shown))
+    table.add_row(Text("total", style="bold"), *(totals[name] for name in shown), style="bold")
     return table
 
 
-def _figures(total: "Total") -> list[str]:
+def _figures(total: "Total") -> dict[str, str]:
     tokens = (total.prompt_tokens, total.cached_tokens, total.output_tokens, total.reasoning_tokens)
     counts = (total.requests, *tokens, total.failed, total.aborted, total.refused)
     ttft = "-" if total.ttft_avg_s is None else f"{total.ttft_avg_s:.2f} s"
-    return [*(f"{count:,}" for count in counts), ttft]
+    return dict(zip(FIGURES, [*(f"{count:,}" for count in counts), ttft], strict=True))
 
 
 def _explain(gap: "Gap") -> str:

@@ -49,6 +49,25 @@ def batches(conversations: Iterable[Conversation], tokenizer: Tokenizer, tokens:
         yield from map(_batch, groups)
 
 
+def drills(vocabulary: int, tokens: int, seed: int) -> Iterator[Batch]:
+    """Batches of about `tokens` random tokens with a span that comes twice; the second one is trained.
+
+    What can be learned from them is to copy, whatever the word is.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    while True:
+        span = int(torch.randint(4, 33, (), generator=draws))
+        gap = int(torch.randint(0, 33, (), generator=draws))
+        rows = tokens // (2 * span + gap)
+        copied = torch.randint(vocabulary, (rows, span), generator=draws)
+        between = torch.randint(vocabulary, (rows, gap), generator=draws)
+        ids = torch.cat((copied, between, copied), dim=1)
+        trained = torch.zeros_like(ids, dtype=torch.bool)
+        trained[:, span + gap : -1] = True
+        places = trained.flatten().nonzero().squeeze(1)
+        yield Batch(ids, places, ids.flatten()[places + 1])
+
+
 def encode(conversations: Iterable[Conversation], tokenizer: Tokenizer) -> list[tuple[list[int], list[bool]]]:
     """For each conversation its token ids, and which of them the model writes."""
     pieces = [conversation.pieces() for conversation in conversations]

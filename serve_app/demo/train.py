@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +22,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from typer import Option
 
 from serve_app.config import DEMO_DIRECTORY
-from serve_app.demo.batches import Batch, batches
+from serve_app.demo.batches import Batch, batches, drills
 from serve_app.demo.card import Run, write_card
 from serve_app.demo.decode import answers
 from serve_app.demo.evaluate import evaluate, suites, table
@@ -47,6 +47,7 @@ class Recipe:
     adam_rate: float = 0.004  # of embeddings and norms
     warm_up: int = 40  # steps
     decay: float = 0.6  # share of the steps in which the rates fall to zero
+    drilled: float = 0.08  # share of the steps, the first ones, that teach nothing but to copy
 
     def rate(self, step: int) -> float:
         """Share of the full rate at a step."""
@@ -118,17 +119,18 @@ class Trainer:
         optimizer[0].step()
 
 
-def prepare(corpus: Corpus, tokens: int) -> tuple[Tokenizer, Iterator[Batch]]:
+def prepare(corpus: Corpus, recipe: Recipe) -> tuple[Tokenizer, Iterator[Batch]]:
     """The tokenizer, made from the corpus, and the batches to train on."""
     sample = islice(Examples(corpus, SEED).conversations(), TOKENIZER_SAMPLE)
     tokenizer = train_tokenizer(["".join(text for text, _ in conversation.pieces()) for conversation in sample])
-    return tokenizer, batches(Examples(corpus, SEED + 1).conversations(), tokenizer, tokens, SEED)
+    first = islice(drills(tokenizer.get_vocab_size(), recipe.tokens, SEED), int(recipe.steps * recipe.drilled))
+    return tokenizer, chain(first, batches(Examples(corpus, SEED + 1).conversations(), tokenizer, recipe.tokens, SEED))
 
 
 def main(
     *,
     output: Annotated[Path, Option(help="Directory of the trained model.")] = DEMO_DIRECTORY / "model",
-    steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 1500,
+    steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 3600,
     tokens: Annotated[int, Option(min=256, help="Tokens of a step.")] = 4096,
     threads: Annotated[int, Option(min=1, help="CPU threads.")] = 2,
     state: Annotated[Path | None, Option(help="File for the state every 50 steps; training goes on from it.")] = None,
@@ -136,8 +138,9 @@ def main(
     """Trains the model, asks it all that it should know, and writes it with its card."""
     console = Console(highlight=False)
     corpus = read_corpus()
-    tokenizer, source = prepare(corpus, tokens)
-    trainer = Trainer(Recipe(steps, tokens), Shape(tokenizer.get_vocab_size()), threads)
+    recipe = Recipe(steps, tokens)
+    tokenizer, source = prepare(corpus, recipe)
+    trainer = Trainer(recipe, Shape(tokenizer.get_vocab_size()), threads)
     console.print(f"{trainer.size:,} parameters, {steps} steps of about {tokens} tokens")
     if state and state.exists():
         trainer.load(state)

@@ -7,7 +7,7 @@ adds admin routes, an instrumentator, authentication and CORS around these route
 import contextlib
 import pickle
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastapi import FastAPI
@@ -31,6 +31,7 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from serve_app.config import ModelConfig
 from serve_app.fleet.client import FleetClient
+from serve_app.fleet.journal import Entry
 from serve_app.gateway.admission import Admission, AdmissionConfig
 from serve_app.gateway.ticket import admit
 from serve_app.replica.arguments import parse_arguments
@@ -50,14 +51,14 @@ class Frontend:
         engine: AsyncLLM,
         metrics: CollectorRegistry,
         admission: AdmissionConfig,
-        count_reasoning: Callable[[Sequence[int]], int],
+        count_reasoning: Callable[[Entry], int],
     ) -> None:
         self._app = app
         self._open = 0
         self.fleet = fleet
         self.metrics = metrics
         self.count_reasoning = count_reasoning
-        """How many of an answer's tokens are reasoning."""
+        """How many of the tokens that the client was told of are reasoning."""
         self._engine = engine
         self.admission = Admission(admission, self.seats)
         self._stream_interval = engine.output_processor.stream_interval
@@ -127,12 +128,19 @@ async def open_frontend(
     )
 
 
-def _reasoning_counter(arguments: Namespace, engine: AsyncLLM) -> Callable[[Sequence[int]], int]:
+def _reasoning_counter(arguments: Namespace, engine: AsyncLLM) -> Callable[[Entry], int]:
     name = arguments.structured_outputs_config.reasoning_parser
     if not name:
-        return lambda tokens: 0
-    parser = ReasoningParserManager.get_reasoning_parser(name)(engine.get_tokenizer())
-    count: Callable[[Sequence[int]], int] = parser.count_reasoning_tokens
+        return lambda entry: 0
+    parser, tokenizer = ReasoningParserManager.get_reasoning_parser(name), engine.get_tokenizer()
+
+    def count(entry: Entry) -> int:
+        # Whether there is any depends on the request; on routes without reasoning vLLM leaves this out.
+        settings = entry.request.reasoning_parser_kwargs
+        if settings is None:
+            return 0
+        return int(parser(tokenizer, **settings).count_reasoning_tokens(entry.tokens[: entry.read]))
+
     return count
 
 

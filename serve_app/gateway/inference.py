@@ -129,7 +129,7 @@ def _row(call: Call, path: str, used: Usage) -> Row:
     if call.status != OK:
         used = used._replace(output_tokens=0)  # an error, or nothing at all, is all that the client got
     elif call.frontend and call.ticket:
-        reasoning = sum(map(call.frontend.count_reasoning, call.ticket.answers()))
+        reasoning = sum(map(call.frontend.count_reasoning, call.ticket.entries))
     return Row(
         time=call.arrived,
         request_id=call.request_id,

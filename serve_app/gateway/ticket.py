@@ -6,7 +6,7 @@ there (n choices, a list of prompts); each asks for itself.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -112,10 +112,6 @@ class Ticket:
             # The worst of several choices: vLLM numbers them in that order.
             finish_reason=max(reasons, default=None),
         )
-
-    def answers(self) -> Iterator[Sequence[int]]:
-        """The tokens of each choice, as far as the client was told of them."""
-        return (entry.tokens[: entry.read] for entry in self.entries)
 
     async def admit(self, entry: Entry) -> None:
         """Wait until a request may go to a replica. One that may not is never let in: its answer is called off."""

@@ -13,8 +13,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from serve_app.config import DEMO_SOURCE, ModelConfig
-from serve_app.replica.demo_model import ensure_demo_model
+from serve_app.config import DEMO_DIRECTORY, DEMO_SOURCE, ModelConfig
 from serve_app.settings import ConfigError
 from serve_app.vllm_seam import VllmConfig
 
@@ -46,7 +45,7 @@ def engine_config(arguments: Namespace) -> VllmConfig:
 
 
 def _flags(model: ModelConfig) -> Iterator[str]:
-    source = str(ensure_demo_model()) if model.source == DEMO_SOURCE else model.source
+    source = str(DEMO_DIRECTORY / "model") if model.source == DEMO_SOURCE else model.source
     if source.startswith((".", "~")):
         source = str(Path(source).expanduser().resolve())
     owned: dict[str, Any] = {

@@ -116,7 +116,7 @@ def test_a_failure_of_the_request_itself_is_not_retried(client: openai.OpenAI, s
 
 @pytest.mark.parametrize("victim", ["replica", "engine core"])
 def test_real_vllm_resumes_token_for_token(client: openai.OpenAI, service: Service, victim: str) -> None:
-    settings = {"max_tokens": 600, "temperature": 0}
+    settings = {"max_tokens": 600, "temperature": 0, "extra_body": {"ignore_eos": True}}
     contents = [f"Story number {number}" for number in range(4)]
     expected = [Stream(client, "demo-2", content, **settings).read().text for content in contents]
     with ThreadPoolExecutor(4) as threads:

@@ -45,7 +45,9 @@ def usage(*totals: dict[str, Any], by: str = "model", gaps: tuple[dict[str, Any]
         "since": "2026-01-24T12:00:00Z",
         "until": None,
         "data": list(totals),
-        "total": NOTHING | {"group": "total", "requests": sum(total["requests"] for total in totals)},
+        "total": NOTHING
+        | {name: sum(total[name] for total in totals) for name in NOTHING if name not in ("group", "ttft_avg_s")}
+        | {"group": "total"},
         "gaps": list(gaps),
     }
 
@@ -54,13 +56,22 @@ def test_a_table(service: Service) -> None:
     service.usage = usage(DEMO, OTHER | {"group": "other\x1b[2J"})
     result = run("usage")
     assert [line.rstrip() for line in result.stdout.splitlines()] == [
-        "model   requests      prompt   cached   output   reasoning   failed   aborted   refused     ttft",
-        "demo       1,204   1,234,567       40       10           4        1         2         3   0.20 s",
-        "other          1           0        0        0           0        0         0         0        -",
-        "total      1,205           0        0        0           0        0         0         0        -",
+        "model  requests     prompt  cached  output  reasoning  failed  aborted  refused    ttft",
+        "demo      1,204  1,234,567      40      10          4       1        2        3  0.20 s",
+        "other         1          0       0       0          0       0        0        0       -",
+        "total     1,205  1,234,567      40      10          4       1        2        3       -",
     ]
     assert (result.exit_code, result.stderr) == (0, "")
     assert service.asked == [{"by": "day"}]
+
+
+def test_what_nothing_was_counted_of_has_no_column(service: Service) -> None:
+    service.usage = usage(OTHER)
+    assert [line.rstrip() for line in run("usage").stdout.splitlines()] == [
+        "model  requests  prompt  output  ttft",
+        "other         1       0       0     -",
+        "total         1       0       0     -",
+    ]
 
 
 def test_every_option_is_asked(service: Service) -> None:

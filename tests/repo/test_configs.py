@@ -1,5 +1,6 @@
 """Every file in configs/models is a model that the service takes and that vLLM's own parser understands."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def flags(model: ModelConfig) -> list[str]:
     arguments = []
     for name, value in model.vllm_args.items():
         flag = f"--{name.replace('_', '-')}"
-        arguments += [flag] if value is True else [flag, str(value)]
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        arguments += [flag] if value is True else [flag, text]
     return arguments
 
 

@@ -13,6 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 from tests.repo import crd
 
 REPOSITORY = crd.REPOSITORY
+DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
 OVERRIDES = {"proxy_location": "EveryNode", "http_options": {"host": "0.0.0.0", "port": 8787}}
 ARGUMENT_OVERRIDES = {"models": ["llama-3.1-8b"], "gateway": {"replicas": 1, "num_cpus": 1}}
 SECRET = "chat"
@@ -131,6 +132,8 @@ def test_head_and_workers_share_image_and_environment(cluster: dict[str, Any]) -
     head, *workers = containers(cluster)
     assert environment(head)["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert environment(head)["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
+    for name in ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "RAY_SERVE_HAPROXY_BINARY_PATH"):
+        assert f"    {name}={environment(head)[name]} \\\n" in DOCKERFILE
     for worker in workers:
         assert (worker["image"], worker["env"]) == (head["image"], head["env"])
 

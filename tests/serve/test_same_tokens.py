@@ -1,5 +1,6 @@
 """Bare vLLM and the whole service give the same tokens to the same requests."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,8 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.config import load_model
-from serve_app.replica.demo_model import ensure_demo_model
+from serve_app.config import DEMO_DIRECTORY, load_model
 from tests.service import Service, clean_environment, free_port, wait_for
 
 SUBJECTS = ["a lamp", "the sea", "seven keys", "an old engine", "Müller's café"]
@@ -51,9 +51,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port, demo = free_port(), load_model("demo")
     log: Path = tmp_path_factory.mktemp("bare") / "vllm.log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--port", str(port), "--host", "127.0.0.1"]
-    command += ["--model", str(ensure_demo_model()), "--served-model-name", "demo"]
+    command += ["--model", str(DEMO_DIRECTORY / "model"), "--served-model-name", "demo"]
     for name, value in demo.vllm_args.items():
-        command += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+        command += [f"--{name.replace('_', '-')}"] + ([] if value is True else [argument(value)])
     with log.open("wb") as output:
         server = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env={**clean_environment(), **demo.env}
@@ -73,6 +73,10 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(60)
+
+
+def argument(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def choices(client: httpx.Client, path: str, body: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -5,7 +5,6 @@ import multiprocessing
 import signal
 from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,16 +20,15 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from serve_app.replica.demo_model import ensure_demo_model
+from serve_app.config import DEMO_DIRECTORY
 from serve_app.replica.scripted import ScriptedEngine
 
 PATIENCE = 20.0  # seconds
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> VllmConfig:
-    model: Path = ensure_demo_model(tmp_path_factory.mktemp("cache"))
-    arguments = EngineArgs(str(model), max_model_len=512, max_num_seqs=2, enforce_eager=True)
+def config() -> VllmConfig:
+    arguments = EngineArgs(str(DEMO_DIRECTORY / "model"), max_model_len=512, max_num_seqs=2, enforce_eager=True)
     return arguments.create_engine_config()
 
 
@@ -295,7 +293,7 @@ async def test_an_embedding_depends_on_the_prompt_alone(engine: ScriptedEngine) 
         return list(output.pooling_output.tolist())
 
     one = await embed([5, 6])
-    assert len(one) == 128
+    assert len(one) == 256
     assert sum(x * x for x in one) == pytest.approx(1.0)
     assert await embed([5, 6]) == one
     assert await embed([5, 7]) != one

@@ -56,7 +56,7 @@ def test_the_request_path_of_async_llm_asks_no_other_method() -> None:
 
 
 def test_what_a_request_comes_to_can_be_read() -> None:
-    assert "external_req_id" in EngineCoreRequest.__struct_fields__
+    assert {"external_req_id", "reasoning_parser_kwargs"} <= set(EngineCoreRequest.__struct_fields__)
     assert PrefillStats().num_cached_tokens == 0
     parser = ReasoningParserManager.get_reasoning_parser("qwen3")
     assert list(inspect.signature(parser.count_reasoning_tokens).parameters) == ["self", "token_ids"]
