@@ -76,14 +76,14 @@ def test_a_chat(seen: dict[str, Any]) -> None:
         "role": "assistant",
         "content": "green tea",
         "finish": "stop",
-        "usage": [25, 6, 31],
+        "usage": [21, 3, 24],
         "id": True,
     }
 
 
 def test_a_stream(seen: dict[str, Any]) -> None:
     whole = {"text": "green tea", "finish": ["stop"], "ids": 1, "raised": None}
-    assert seen["stream"] == {**whole, "usage": [[25, 6, 31]]}
+    assert seen["stream"] == {**whole, "usage": [[21, 3, 24]]}
     assert seen["stream_without_usage"] == {**whole, "usage": []}
 
 
@@ -130,15 +130,15 @@ def test_the_headers_of_a_raw_response(seen: dict[str, Any]) -> None:
             "x-ratelimit-limit-requests": "6",
             "x-ratelimit-remaining-requests": "5",
             "x-ratelimit-limit-tokens": "600",
-            "x-ratelimit-remaining-tokens": "565",  # 25 of the prompt and 10 of the answer are taken
+            "x-ratelimit-remaining-tokens": "569",  # 21 of the prompt and 10 of the answer are taken
             "ratelimit-policy": '"requests";q=6;w=60, "tokens";q=600;w=60',
         },
         "id": [32, True],
         "content": "green tea",
-        "tokens": 25,
+        "tokens": 21,
     }
     assert resets[1] == "4s"
-    assert state == f'"requests";r=5;t={resets[0].removesuffix("s")}, "tokens";r=565;t=4'
+    assert state == f'"requests";r=5;t={resets[0].removesuffix("s")}, "tokens";r=569;t=4'
     assert 1 <= int(resets[0].removesuffix("s")) <= 10
 
 
