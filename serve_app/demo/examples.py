@@ -1,7 +1,7 @@
 """Conversations to train on, drawn without end from the corpus, the tools and arithmetic."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -12,7 +12,6 @@ from serve_app.demo.phrasing import Phrasing, read_phrasing
 from serve_app.demo.template import Call, Conversation, Turn
 from serve_app.demo.values import Values, placeholders
 
-UNITS = {"entry": 0.54, "tool": 0.3, "sum": 0.16}
 NUMBERS = ("integer", "number")
 GOES_ON = "The user asks on about my last answer. I know this."
 
@@ -92,8 +91,10 @@ class Use:
 class Examples:
     """Draws conversations; the same seed gives the same ones."""
 
-    def __init__(self, corpus: Corpus, seed: int) -> None:
+    def __init__(self, corpus: Corpus, seed: int, units: Mapping[str, float]) -> None:
+        """`units`: the share of entries, tools and sums in what is drawn."""
         self._random = Random(seed)  # noqa: S311 - not a secret
+        self._units = units
         self._tools, self._sums, self._phrasing = corpus.tools, corpus.sums, corpus.phrasing
         self._asks = [(entry, ask) for entry in corpus.entries for ask in entry.ask]
         self._unknown = next(entry for entry in corpus.entries if entry.id == "do-not-know")
@@ -107,7 +108,7 @@ class Examples:
     def _conversation(self) -> Conversation:
         random = self._random
         units = random.choice([1, 1, 1, 2, 3, 4])
-        kinds = random.choices(list(UNITS), list(UNITS.values()), k=units)
+        kinds = random.choices(list(self._units), list(self._units.values()), k=units)
         with_tools = "tool" in kinds or random.random() < 0.12
         known = random.sample(self._tools.tools, random.randint(1, 4)) if with_tools else []
         if with_tools and random.random() < 0.15:

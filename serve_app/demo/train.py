@@ -35,6 +35,9 @@ from serve_app.demo.tokenizer import train_tokenizer
 SEED = 20
 TOKENIZER_SAMPLE = 4000  # conversations that the tokenizer is made from
 SAMPLE = "What is the KV cache?"
+# Shares of what conversations are made of.
+MAIN_UNITS = {"entry": 0.54, "tool": 0.3, "sum": 0.16}
+FINISH_UNITS = {"entry": 0.35, "tool": 0.55, "sum": 0.1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,23 @@ class Recipe:
     muon_rate: float = 0.02  # of the layers' matrices
     adam_rate: float = 0.004  # of embeddings and norms
     warm_up: int = 40  # steps
-    decay: float = 0.6  # share of the steps in which the rates fall to zero
-    drilled: float = 0.08  # share of the steps, the first ones, that teach nothing but to copy
+    decay: float = 0.6  # share of the main steps in which the rates fall to zero
+    drilled: float = 0.08  # share of the main steps, the first ones, that teach nothing but to copy
+    finish: float = 0.25  # share of all steps, the last ones, that teach mostly to call tools
+    finish_rate: float = 0.5  # share of the full rate that they begin with
+
+    @property
+    def main(self) -> int:
+        """Steps before the finish."""
+        return self.steps - int(self.steps * self.finish)
 
     def rate(self, step: int) -> float:
         """Share of the full rate at a step."""
-        return min(1.0, (step + 1) / self.warm_up, (self.steps - step) / (self.steps * self.decay))
+        if step < self.main:
+            return min(1.0, (step + 1) / self.warm_up, (self.main - step) / (self.main * self.decay))
+        return self.finish_rate * min(
+            (step - self.main + 1) / self.warm_up, (self.steps - step) / (self.steps - self.main)
+        )
 
 
 class Trainer:
@@ -121,16 +135,24 @@ class Trainer:
 
 def prepare(corpus: Corpus, recipe: Recipe) -> tuple[Tokenizer, Iterator[Batch]]:
     """The tokenizer, made from the corpus, and the batches to train on."""
-    sample = islice(Examples(corpus, SEED).conversations(), TOKENIZER_SAMPLE)
+    sample = islice(Examples(corpus, SEED, MAIN_UNITS).conversations(), TOKENIZER_SAMPLE)
     tokenizer = train_tokenizer(["".join(text for text, _ in conversation.pieces()) for conversation in sample])
-    first = islice(drills(tokenizer.get_vocab_size(), recipe.tokens, SEED), int(recipe.steps * recipe.drilled))
-    return tokenizer, chain(first, batches(Examples(corpus, SEED + 1).conversations(), tokenizer, recipe.tokens, SEED))
+    drilled = int(recipe.main * recipe.drilled)
+    main, finish = (
+        batches(Examples(corpus, SEED + number, units).conversations(), tokenizer, recipe.tokens, SEED)
+        for number, units in ((1, MAIN_UNITS), (2, FINISH_UNITS))
+    )
+    return tokenizer, chain(
+        islice(drills(tokenizer.get_vocab_size(), recipe.tokens, SEED), drilled),
+        islice(main, recipe.main - drilled),
+        finish,
+    )
 
 
 def main(
     *,
     output: Annotated[Path, Option(help="Directory of the trained model.")] = DEMO_DIRECTORY / "model",
-    steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 3600,
+    steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 4800,
     tokens: Annotated[int, Option(min=256, help="Tokens of a step.")] = 4096,
     threads: Annotated[int, Option(min=1, help="CPU threads.")] = 2,
     state: Annotated[Path | None, Option(help="File for the state every 50 steps; training goes on from it.")] = None,

@@ -8,6 +8,7 @@ import pytest
 from serve_app.demo.corpus import read_entries
 from serve_app.demo.examples import Corpus, Examples, read_corpus
 from serve_app.demo.template import Conversation
+from serve_app.demo.train import MAIN_UNITS
 
 ENTRY = "- {{id: {id}, ask: [{ask}], answer: {answer}}}\n"
 
@@ -18,7 +19,7 @@ def corpus() -> Corpus:
 
 
 def drawn(corpus: Corpus, seed: int) -> list[Conversation]:
-    return list(islice(Examples(corpus, seed).conversations(), 2000))
+    return list(islice(Examples(corpus, seed, MAIN_UNITS).conversations(), 2000))
 
 
 def plain(question: str) -> str:

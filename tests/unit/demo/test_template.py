@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 from serve_app.config import DEMO_DIRECTORY
 from serve_app.demo.examples import Examples, read_corpus
 from serve_app.demo.template import Call, Conversation, Turn
+from serve_app.demo.train import MAIN_UNITS
 
 WEATHER = {
     "type": "function",
@@ -67,7 +68,7 @@ def test_a_tool_without_parameters(tokenizer: Any, parameters: dict[str, Any] | 
 
 
 def test_training_renders_as_serving_does(tokenizer: Any) -> None:
-    for conversation in islice(Examples(read_corpus(), 3).conversations(), 300):
+    for conversation in islice(Examples(read_corpus(), 3, MAIN_UNITS).conversations(), 300):
         text = "".join(text for text, _ in without_thoughts(conversation).pieces())
         assert text == render(
             tokenizer, messages_of(conversation), tools=list(conversation.tools), add_generation_prompt=False
