@@ -23,8 +23,8 @@ from loadtests.report import Sample, Samples, Section, sections
 from loadtests.running import SystemFailedError, running
 from loadtests.stream import Plan, run_load
 from loadtests.systems import ENGINE_ARGS, ENGINE_ENV, SYSTEMS, System
+from serve_app.config import DEMO_MODEL
 
-DEMO_MODEL = Path(__file__).resolve().parent.parent / "configs" / "demo" / "model"
 LEVELS = [1, 8, 32]
 HEADER = """# Performance
 

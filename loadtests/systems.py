@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from cli.launcher.service import SERVE
 from loadtests.target import Target
 
 MODEL = "compared"
@@ -22,11 +23,7 @@ ENGINE_ENV = {
     "HF_HUB_OFFLINE": "1",
 }
 FAST_PATH = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-EDGE = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.gateway.edge:middlewares",
-    "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("vllm-chat-haproxy")),
-}
-SERVE = [sys.executable, "-m", "ray.serve.scripts", "run"]
+SERVE_RUN = [sys.executable, "-m", "ray.serve.scripts", "run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +57,8 @@ def ours(model_dir: Path, folder: Path, port: int) -> System:
         "args": {"models": [str(model_file)], "gateway": {"replicas": 1}},
     }
     key = secrets.token_urlsafe(32)
-    own = {"PROXY_API_KEY": key, "XDG_STATE_HOME": str(folder), **EDGE}
-    return on_serve(application, folder, port, {**FAST_PATH, **own}, key)
+    own = {"PROXY_API_KEY": key, "XDG_STATE_HOME": str(folder)}
+    return on_serve(application, folder, port, {**SERVE, **own}, key)
 
 
 def ray_serve_llm(model_dir: Path, folder: Path, port: int) -> System:
@@ -112,7 +109,7 @@ def on_serve(
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
     }
     settings = {**ENGINE_ENV, **apart, **environment}
-    return System([*SERVE, str(config)], settings, target(port, key), (port, metrics, stats, fallback))
+    return System([*SERVE_RUN, str(config)], settings, target(port, key), (port, metrics, stats, fallback))
 
 
 def target(port: int, key: str | None = None) -> Target:

@@ -15,6 +15,7 @@ from serve_app.settings import Closed, ConfigError, describe_errors
 
 MODELS_DIRECTORY = Path(__file__).resolve().parent.parent / "configs" / "models"
 DEMO_DIRECTORY = MODELS_DIRECTORY.parent / "demo"
+DEMO_MODEL = DEMO_DIRECTORY / "model"
 DEMO_SOURCE = "demo"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

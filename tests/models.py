@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from serve_app.config import DEMO_DIRECTORY
+from serve_app.config import DEMO_MODEL
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -17,7 +17,7 @@ def write_embedding_model(folder: Path) -> Path:
     import torch
     from transformers import BertConfig, BertModel
 
-    demo = DEMO_DIRECTORY / "model"
+    demo = DEMO_MODEL
     folder.mkdir(parents=True)
     for name in TOKENIZER_FILES:
         shutil.copy(demo / name, folder / name)

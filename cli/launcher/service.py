@@ -22,16 +22,20 @@ PORTS = {
     # get requests of the other.
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
 }
+# How Serve runs where this service is meant to be fast and closed.
+SERVE = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.gateway.edge:middlewares",
+    "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("vllm-chat-haproxy")),
+}
 FIXED = {
     # `local` starts a cluster of our own; another user's is neither joined nor stopped.
     "RAY_ADDRESS": "local",
     # Ray's own switch for a single machine: its processes then listen on loopback only.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.gateway.edge:middlewares",
-    "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("vllm-chat-haproxy")),
+    **SERVE,
 }
 QUIET = {
     "PYTHONUNBUFFERED": "1",

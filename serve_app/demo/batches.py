@@ -62,10 +62,9 @@ def drills(vocabulary: int, tokens: int, seed: int) -> Iterator[Batch]:
         copied = torch.randint(vocabulary, (rows, span), generator=draws)
         between = torch.randint(vocabulary, (rows, gap), generator=draws)
         ids = torch.cat((copied, between, copied), dim=1)
-        trained = torch.zeros_like(ids, dtype=torch.bool)
-        trained[:, span + gap : -1] = True
-        places = trained.flatten().nonzero().squeeze(1)
-        yield Batch(ids, places, ids.flatten()[places + 1])
+        written = torch.zeros_like(ids, dtype=torch.bool)
+        written[:, span + gap + 1 :] = True
+        yield _train(ids, written)
 
 
 def encode(conversations: Iterable[Conversation], tokenizer: Tokenizer) -> list[tuple[list[int], list[bool]]]:
@@ -87,6 +86,11 @@ def _batch(rows: list[tuple[list[int], list[bool]]]) -> Batch:
     for number, (row, mask) in enumerate(rows):
         ids[number, : len(row)] = torch.tensor(row)
         written[number, : len(row)] = torch.tensor(mask)
+    return _train(ids, written)
+
+
+def _train(ids: Tensor, written: Tensor) -> Batch:
+    """The batch of these ids [batch, length] that trains the tokens which the model writes: never a row's first."""
     next_ids, trained = ids.roll(-1, dims=1).flatten(), written.roll(-1, dims=1).flatten()
-    places = trained.nonzero().squeeze(1)  # the first token of a row is never written by the model
+    places = trained.nonzero().squeeze(1)
     return Batch(ids, places, next_ids[places])

@@ -15,7 +15,7 @@ from rich.table import Table
 from tokenizers import Tokenizer
 from typer import Option
 
-from serve_app.config import DEMO_DIRECTORY
+from serve_app.config import DEMO_MODEL
 from serve_app.demo.corpus import Entry, Sum, Tools
 from serve_app.demo.decode import answers
 from serve_app.demo.examples import Corpus, Use, draw_sum, exchange, read_corpus, sum_answer
@@ -111,7 +111,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
 def main(
     *,
-    model: Annotated[Path, Option(help="Model directory.")] = DEMO_DIRECTORY / "model",
+    model: Annotated[Path, Option(help="Model directory.")] = DEMO_MODEL,
     only: Annotated[str, Option(help="Only suites whose name contains this.")] = "",
     sample: Annotated[int, Option(min=1, help="Ask only every n-th case of each suite.")] = 1,
     show: Annotated[int, Option(min=0, help="Wrong answers to print, of each suite.")] = 0,

@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.optim import AdamW, Muon, Optimizer
 from typer import Option
 
-from serve_app.config import DEMO_DIRECTORY
+from serve_app.config import DEMO_MODEL
 from serve_app.demo.batches import Batch, batches, drills
 from serve_app.demo.card import Run, write_card
 from serve_app.demo.decode import answers
@@ -151,7 +151,7 @@ def prepare(corpus: Corpus, recipe: Recipe) -> tuple[Tokenizer, Iterator[Batch]]
 
 def main(
     *,
-    output: Annotated[Path, Option(help="Directory of the trained model.")] = DEMO_DIRECTORY / "model",
+    output: Annotated[Path, Option(help="Directory of the trained model.")] = DEMO_MODEL,
     steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 4800,
     tokens: Annotated[int, Option(min=256, help="Tokens of a step.")] = 4096,
     threads: Annotated[int, Option(min=1, help="CPU threads.")] = 2,

@@ -5,7 +5,7 @@ Replica and gateway read the same arguments: the replica for its engine core, th
 
 import json
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from serve_app.config import DEMO_DIRECTORY, DEMO_SOURCE, ModelConfig
+from serve_app.config import DEMO_MODEL, DEMO_SOURCE, ModelConfig
 from serve_app.settings import ConfigError
 from serve_app.vllm_seam import VllmConfig
 
@@ -45,7 +45,7 @@ def engine_config(arguments: Namespace) -> VllmConfig:
 
 
 def _flags(model: ModelConfig) -> Iterator[str]:
-    source = str(DEMO_DIRECTORY / "model") if model.source == DEMO_SOURCE else model.source
+    source = str(DEMO_MODEL) if model.source == DEMO_SOURCE else model.source
     if source.startswith((".", "~")):
         source = str(Path(source).expanduser().resolve())
     owned: dict[str, Any] = {
@@ -58,7 +58,12 @@ def _flags(model: ModelConfig) -> Iterator[str]:
     }
     if model.nodes > 1:
         owned["distributed_executor_backend"] = "ray"
-    for name, value in {**owned, **model.vllm_args}.items():
+    yield from vllm_flags({**owned, **model.vllm_args})
+
+
+def vllm_flags(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Arguments as `vllm serve` takes them, named with underscores; null leaves one out."""
+    for name, value in arguments.items():
         yield from _flag(name, value)
 
 

@@ -1,6 +1,5 @@
 """Every file in configs/models is a model that the service takes and that vLLM's own parser understands."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from serve_app.config import ModelConfig
+from serve_app.replica.arguments import vllm_flags
 
 FOLDER = Path(__file__).parents[2] / "configs" / "models"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -17,16 +17,6 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 
 def load(path: Path) -> ModelConfig:
     return ModelConfig.model_validate(yaml.safe_load(path.read_text()))
-
-
-def flags(model: ModelConfig) -> list[str]:
-    """`vllm_args` as `vllm serve` takes them."""
-    arguments = []
-    for name, value in model.vllm_args.items():
-        flag = f"--{name.replace('_', '-')}"
-        text = json.dumps(value) if isinstance(value, dict) else str(value)
-        arguments += [flag] if value is True else [flag, text]
-    return arguments
 
 
 def test_the_models_we_promise_are_there() -> None:
@@ -43,7 +33,7 @@ def test_the_id_is_the_file_name(path: Path) -> None:
 def test_vllm_knows_every_argument(path: Path) -> None:
     model = load(path)
     parser = make_arg_parser(FlexibleArgumentParser(exit_on_error=False))  # type: ignore[no-untyped-call]
-    parsed = parser.parse_args(flags(model))
+    parsed = parser.parse_args(list(vllm_flags(model.vllm_args)))
     validate_parsed_serve_args(parsed)
     assert {name: getattr(parsed, name) for name in model.vllm_args} == model.vllm_args
 

@@ -1,6 +1,5 @@
 """Bare vLLM and the whole service give the same tokens to the same requests."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.config import DEMO_DIRECTORY, load_model
+from serve_app.config import DEMO_MODEL, load_model
+from serve_app.replica.arguments import vllm_flags
 from tests.service import Service, clean_environment, free_port, wait_for
 
 SUBJECTS = ["a lamp", "the sea", "seven keys", "an old engine", "Müller's café"]
@@ -51,9 +51,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port, demo = free_port(), load_model("demo")
     log: Path = tmp_path_factory.mktemp("bare") / "vllm.log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--port", str(port), "--host", "127.0.0.1"]
-    command += ["--model", str(DEMO_DIRECTORY / "model"), "--served-model-name", "demo"]
-    for name, value in demo.vllm_args.items():
-        command += [f"--{name.replace('_', '-')}"] + ([] if value is True else [argument(value)])
+    command += ["--model", str(DEMO_MODEL), "--served-model-name", "demo"]
+    command += vllm_flags(demo.vllm_args)
     with log.open("wb") as output:
         server = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env={**clean_environment(), **demo.env}
@@ -73,10 +72,6 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(60)
-
-
-def argument(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def choices(client: httpx.Client, path: str, body: dict[str, Any]) -> list[tuple[Any, ...]]:

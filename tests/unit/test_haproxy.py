@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,10 +13,11 @@ import pytest
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
 
+from cli.launcher.service import SERVE
 from serve_app.gateway.haproxy import UnknownTemplate, configure
 from tests.service import free_port, wait_for
 
-OURS = Path(sys.executable).with_name("vllm-chat-haproxy")
+OURS = SERVE["RAY_SERVE_HAPROXY_BINARY_PATH"]
 
 
 def written_by_ray(folder: Path, port: int, *servers: int, host: str = "127.0.0.1") -> Path:

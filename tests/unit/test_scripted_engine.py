@@ -20,7 +20,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from serve_app.config import DEMO_DIRECTORY
+from serve_app.config import DEMO_MODEL
 from serve_app.replica.scripted import ScriptedEngine
 
 PATIENCE = 20.0  # seconds
@@ -28,7 +28,7 @@ PATIENCE = 20.0  # seconds
 
 @pytest.fixture(scope="module")
 def config() -> VllmConfig:
-    arguments = EngineArgs(str(DEMO_DIRECTORY / "model"), max_model_len=512, max_num_seqs=2, enforce_eager=True)
+    arguments = EngineArgs(str(DEMO_MODEL), max_model_len=512, max_num_seqs=2, enforce_eager=True)
     return arguments.create_engine_config()
 
 

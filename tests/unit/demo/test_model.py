@@ -12,20 +12,19 @@ from transformers import LlamaForCausalLM
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 
-from serve_app.config import DEMO_DIRECTORY, load_model
+from serve_app.config import DEMO_MODEL, load_model
 from serve_app.demo.decode import answers
 from serve_app.demo.evaluate import Suite, evaluate, suites
 from serve_app.demo.examples import read_corpus
 from serve_app.demo.folder import digest, read_model
 from serve_app.demo.template import CHAT_TEMPLATE, Conversation, Turn
 
-MODEL = DEMO_DIRECTORY / "model"
 Ask = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
 def ask() -> Ask:
-    model, tokenizer = read_model(MODEL)
+    model, tokenizer = read_model(DEMO_MODEL)
 
     def answer(*turns: str, think: bool = False) -> str:
         roles = ["user", "assistant"] * len(turns)
@@ -36,11 +35,11 @@ def ask() -> Ask:
 
 
 def test_the_weights_are_those_of_the_card() -> None:
-    card = (MODEL / "README.md").read_text()
+    card = (DEMO_MODEL / "README.md").read_text()
     found = re.search(r"sha256 `(\w{64})`", card)
     assert found is not None
-    assert found[1] == digest(MODEL)
-    with safe_open(MODEL / "model.safetensors", "pt") as weights:
+    assert found[1] == digest(DEMO_MODEL)
+    with safe_open(DEMO_MODEL / "model.safetensors", "pt") as weights:
         slices = [weights.get_slice(name) for name in weights.keys()]  # noqa: SIM118  not a mapping
     assert {part.get_dtype() for part in slices} == {"BF16"}
     count = sum(torch.Size(part.get_shape()).numel() for part in slices)
@@ -48,18 +47,18 @@ def test_the_weights_are_those_of_the_card() -> None:
 
 
 def test_it_is_small() -> None:
-    assert sum(file.stat().st_size for file in MODEL.iterdir()) < 16_000_000
+    assert sum(file.stat().st_size for file in DEMO_MODEL.iterdir()) < 16_000_000
 
 
 def test_it_divides_by_a_tensor_parallel_size_of_two() -> None:
-    config = json.loads((MODEL / "config.json").read_text())
+    config = json.loads((DEMO_MODEL / "config.json").read_text())
     assert [config[name] % 2 for name in ("num_attention_heads", "num_key_value_heads", "vocab_size")] == [0, 0, 0]
     assert config["head_dim"] % 32 == 0
     assert config["max_position_embeddings"] == 2048
 
 
 def test_the_template_is_the_one_of_the_code() -> None:
-    assert (MODEL / "chat_template.jinja").read_text() == CHAT_TEMPLATE
+    assert (DEMO_MODEL / "chat_template.jinja").read_text() == CHAT_TEMPLATE
 
 
 def test_vllm_has_its_parsers() -> None:
@@ -70,8 +69,8 @@ def test_vllm_has_its_parsers() -> None:
 
 
 def test_the_plain_llama_is_transformers_llama() -> None:
-    model, tokenizer = read_model(MODEL)
-    peer = LlamaForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    model, tokenizer = read_model(DEMO_MODEL)
+    peer = LlamaForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
     ids = torch.tensor([tokenizer.encode("<|im_start|>user\nWhat is prefill?<|im_end|>\n").ids])
     with torch.inference_mode():
         assert torch.allclose(model.logits(model(ids)), peer(ids).logits, atol=1e-3)
@@ -79,12 +78,12 @@ def test_the_plain_llama_is_transformers_llama() -> None:
 
 @pytest.mark.parametrize("text", ["red and green", "Grüße, 日本 🙂!", "a\n\n  b\t c ", '{"a": {"b": "12.5"}}', "é" * 9])
 def test_the_tokenizer_loses_nothing(text: str) -> None:
-    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
 def test_a_rare_word_has_the_same_tokens_everywhere() -> None:
-    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
     asked = tokenizer.encode("weather in Xubrato?", add_special_tokens=False).tokens
     called = tokenizer.encode('"Xubrato"', add_special_tokens=False).tokens
     word = called[1:-1]
@@ -92,7 +91,7 @@ def test_a_rare_word_has_the_same_tokens_everywhere() -> None:
 
 
 def test_markup_is_one_token_and_stays_in_the_text() -> None:
-    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
     encoded = tokenizer.encode("<tool_call></tool_call><think></think><|im_end|>", add_special_tokens=False)
     assert encoded.tokens == ["<tool_call>", "</tool_call>", "<think>", "</think>", "<|im_end|>"]
     assert tokenizer.decode(encoded.ids) == "<tool_call></tool_call><think></think>"
@@ -113,8 +112,10 @@ def test_it_thinks_when_asked_to(ask: Ask) -> None:
 
 
 def test_it_is_right_as_often_as_its_card_says() -> None:
-    model, tokenizer = read_model(MODEL)
-    card = dict(re.findall(r"^\| (.+?) \| \d+ \| \d+ \| ([\d.]+)%", (MODEL / "README.md").read_text(), re.MULTILINE))
+    model, tokenizer = read_model(DEMO_MODEL)
+    card = dict(
+        re.findall(r"^\| (.+?) \| \d+ \| \d+ \| ([\d.]+)%", (DEMO_MODEL / "README.md").read_text(), re.MULTILINE)
+    )
     asked = [Suite(suite.name, suite.cases[5::40], suite.bar) for suite in suites(read_corpus()) if suite.bar]
     shares = {outcome.suite.name: outcome.share for outcome in evaluate(model, tokenizer, asked)}
     assert [name for name, share in shares.items() if share < float(card[name]) / 100 - 0.15] == []

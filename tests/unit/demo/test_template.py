@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from serve_app.config import DEMO_DIRECTORY
+from serve_app.config import DEMO_MODEL
 from serve_app.demo.examples import Examples, read_corpus
 from serve_app.demo.template import Call, Conversation, Turn
 from serve_app.demo.train import MAIN_UNITS
@@ -27,7 +27,7 @@ WEATHER = {
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(DEMO_DIRECTORY / "model")
+    return AutoTokenizer.from_pretrained(DEMO_MODEL)
 
 
 def render(tokenizer: Any, messages: list[dict[str, Any]], **arguments: Any) -> str:
