@@ -28,8 +28,18 @@ from serve_app.config import DEMO_MODEL
 LEVELS = [1, 8, 32]
 HEADER = """# Performance
 
-Written by `make compare ARGS='--markdown docs/performance.md'`, which starts each system on the same model,
-warms it, measures it and stops it.
+    make bench                       # a running service: time to first byte, TTFT, inter-token latency, tokens/s
+    make loadtest                    # a running service under Locust's users
+    make compare                     # bare vLLM, this service and ray.serve.llm on the same model, in rounds
+    make compare ARGS='--markdown docs/performance.md'   # writes this page
+
+`make compare` starts each system on the demo model, warms it, measures it at 1, 8 and 32 streams and stops it; rounds
+alternate the order. It also tells how much of the machine other processes used meanwhile: figures from a machine that
+was not quiet say little.
+
+Under load most of a gateway's work is one JSON object and one write for each chunk of a stream. So a chunk carries one
+token more for each eight open streams of a model (`gateway.busy_from`), at most four, and never one that would wait
+more than 0.1 s for the others. ray.serve.llm, too, gathers tokens for 50 ms before it sends a chunk.
 """
 MAX_TOKENS = 64
 WIDTH = 160  # of the tables where there is no terminal to fit

@@ -39,6 +39,9 @@ from serve_app.replica.deployment import Description
 from serve_app.telemetry.metrics import adopt_vllm_metrics
 from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, VllmConfig
 
+MOST_TOKENS = 4  # of a chunk, under load
+HELD_BACK_S = 0.1  # a token waits no longer for the others of its chunk
+
 
 class Frontend:
     """A model that can answer: its ASGI app, what it can do, and the fleet below it."""
@@ -75,22 +78,23 @@ class Frontend:
         return int(self._engine.model_config.max_model_len)
 
     def app(self, busy_from: int) -> ASGIApp:
-        """vLLM's app.
-
-        With `busy_from` open requests or more, a chunk of a stream carries two tokens: under load most of a
-        gateway's work is one JSON object and one write to a socket for each chunk.
-        """
+        """vLLM's app. A chunk of a stream carries one token more for each `busy_from` open requests."""
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             self._open += 1
-            busy = self._open >= busy_from
-            self._engine.output_processor.stream_interval = max(self._stream_interval, 2 if busy else 1)
+            self._set_chunks(busy_from)
             try:
                 await self._app(scope, receive, send)
             finally:
                 self._open -= 1
+                self._set_chunks(busy_from)
 
         return answer
+
+    def _set_chunks(self, busy_from: int) -> None:
+        """Under load most of a gateway's work is one JSON object and one write to a socket for each chunk."""
+        tokens = min(1 + self._open // busy_from, MOST_TOKENS, int(HELD_BACK_S / self.fleet.token_interval_s))
+        self._engine.output_processor.stream_interval = max(self._stream_interval, tokens, 1)
 
     def close(self) -> None:
         self._engine.shutdown()
