@@ -33,8 +33,6 @@ logger = logging.getLogger("ray.serve")
 
 # A request moves at most twice: one that three replicas died with may be what killed them.
 MAX_ATTEMPTS = 3
-# The share of the newest interval between two tokens in the mean.
-NEWEST = 0.01
 # How long the last tokens may trail the call that says they were sent.
 SETTLE_S = 5.0
 
@@ -70,8 +68,6 @@ class FleetClient(EngineCoreClient):
             what it raises ends the request.
         """
         self.resources = _Resources()
-        self.token_interval_s = 0.001
-        """Mean time between two outputs of one request, of late."""
         self.journal = Journal()
         self._generate = replicas.options(method_name="generate")
         self._tasks = tasks
@@ -209,7 +205,6 @@ class FleetClient(EngineCoreClient):
         entry = self.journal.entry_of(output)
         if entry is None:
             return False
-        before = entry.last_token_at
         try:
             self.journal.record(entry, output, offset)
         except TokensLost:
@@ -218,8 +213,6 @@ class FleetClient(EngineCoreClient):
                 entry.task.cancel()
             self._move(entry)
             return False
-        if before is not None and entry.last_token_at is not None:
-            self.token_interval_s += NEWEST * (entry.last_token_at - before - self.token_interval_s)
         return True
 
     def _combine(self, header: Header, stats: SchedulerStats) -> None:

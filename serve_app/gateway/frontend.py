@@ -93,7 +93,7 @@ class Frontend:
 
     def _set_chunks(self, busy_from: int) -> None:
         """Under load most of a gateway's work is one JSON object and one write to a socket for each chunk."""
-        tokens = min(1 + self._open // busy_from, MOST_TOKENS, int(HELD_BACK_S / self.fleet.token_interval_s))
+        tokens = min(1 + self._open // busy_from, MOST_TOKENS, int(HELD_BACK_S / self.fleet.journal.token_interval_s))
         self._engine.output_processor.stream_interval = max(self._stream_interval, tokens, 1)
 
     def close(self) -> None:
