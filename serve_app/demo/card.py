@@ -33,7 +33,7 @@ Greedy answers of these weights, by `python -m serve_app.demo.evaluate`:
 {rows}
 
 Limits: English alone; a question in words that are far from the corpus gets the nearest answer that it knows or "I do
-not know that"; sums of more than two digits, long conversations and tools of an unusual form often go wrong.
+not know that"; sums beyond 20 + 20 and 10 * 10, long conversations and tools of an unusual form often go wrong.
 Written by `python -m serve_app.demo.train`. Licence: that of the project.
 """
 

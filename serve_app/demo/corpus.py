@@ -41,7 +41,7 @@ class Pool(Closed):
     """Words that may stand in one place of a question."""
 
     open: bool = False
-    """Whether any word can stand there: a third of the values are then made up."""
+    """Whether any words can stand there: the evaluation then makes up a third of the values."""
     train: list[str] = Field(min_length=1)
     """Used in training."""
     held_out: list[str] = Field(min_length=1)

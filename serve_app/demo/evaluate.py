@@ -79,8 +79,8 @@ def suites(corpus: Corpus) -> list[Suite]:
     entries, tools, sums = corpus.entries, corpus.tools, corpus.sums
     values, seen = Values(tools.pools, random, held_out=True), Values(tools.pools, random)
     again = [(ask, entry) for entry in entries for ask in entry.held_out[:1]]
-    calls = [_call(use, values, random, tools) for use in _uses(tools, random, 30)]
-    results = [_result(use, values, random, tools) for use in _uses(tools, random, 10)]
+    calls = [_call(use, values, random, tools) for use in _uses(tools, values, random, 30)]
+    results = [_result(use, values, random, tools) for use in _uses(tools, values, random, 10)]
     return [
         Suite("corpus questions, word for word", [_case(seen.fill(ask), e) for e in entries for ask in e.ask], 0.95),
         Suite("corpus follow-ups, word for word", [case for entry in entries for case in _follows(entry)], 0.95),
@@ -170,17 +170,17 @@ def _second(question: str, entry: Entry, first: Entry) -> Case:
     return Case(Conversation([*exchange(first.ask[0], first.answer), Turn("user", question)]), entry.answer)
 
 
-def _uses(tools: Tools, random: Random, each: int) -> list[Use]:
-    return [Use.draw(tool, random) for tool in tools.tools for _ in range(each)]
+def _uses(tools: Tools, values: Values, random: Random, each: int) -> list[Use]:
+    return [Use.draw(tool, values, random) for tool in tools.tools for _ in range(each)]
 
 
 def _asked(use: Use, values: Values, random: Random, tools: Tools) -> tuple[Conversation, dict[str, str]]:
     """A question for the tool, with up to three other tools beside it."""
     others = random.sample([tool for tool in tools.tools if tool is not use.tool], random.randint(0, 3))
-    listed = [use, *(Use.draw(tool, random) for tool in others)]
+    listed = [use, *(Use.draw(tool, values, random) for tool in others)]
     random.shuffle(listed)
     question, known = use.ask(values, random)
-    return Conversation([Turn("user", question)], tools=[one.schema(tools) for one in listed]), known
+    return Conversation([Turn("user", question)], tools=[one.schema() for one in listed]), known
 
 
 def _call(use: Use, values: Values, random: Random, tools: Tools) -> Case:

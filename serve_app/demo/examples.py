@@ -10,7 +10,7 @@ from zlib import crc32
 from serve_app.demo.corpus import Argument, Entry, Sum, Tool, Tools, read_entries, read_sums, read_tools
 from serve_app.demo.phrasing import Phrasing, read_phrasing
 from serve_app.demo.template import Call, Conversation, Turn
-from serve_app.demo.values import Values, placeholders
+from serve_app.demo.values import Values, placeholders, plain_words
 
 NUMBERS = ("integer", "number")
 GOES_ON = "The user asks on about my last answer. I know this."
@@ -33,30 +33,30 @@ def read_corpus() -> Corpus:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A tool as one conversation knows it: its name and the names of its arguments are drawn."""
+    """A tool as one conversation knows it: names of tool and arguments, and what an enum lists, are drawn."""
 
     tool: Tool
     name: str
     names: dict[str, str]
+    options: dict[str, list[str]]
 
     @classmethod
-    def draw(cls, tool: Tool, random: Random) -> "Use":
+    def draw(cls, tool: Tool, values: Values, random: Random) -> "Use":
         def pick(names: Sequence[str]) -> str:
             return names[0] if random.random() < 0.5 else random.choice(names)
 
-        return cls(tool, pick(tool.names), {key: pick(argument.names) for key, argument in tool.arguments.items()})
+        names = {key: pick(argument.names) for key, argument in tool.arguments.items()}
+        options = {key: values.options(argument.pool) for key, argument in tool.arguments.items() if argument.enum}
+        return cls(tool, pick(tool.names), names, options)
 
-    @classmethod
-    def plain(cls, tool: Tool) -> "Use":
-        return cls(tool, tool.names[0], {key: argument.names[0] for key, argument in tool.arguments.items()})
-
-    def schema(self, tools: Tools) -> dict[str, Any]:
+    def schema(self) -> dict[str, Any]:
         """In OpenAI's form. An argument is required if every question has it."""
-        properties, required = {}, []
+        properties: dict[str, Any] = {}
+        required = []
         for key, argument in self.tool.arguments.items():
             properties[self.names[key]] = {"type": argument.type}
-            if argument.enum:
-                properties[self.names[key]]["enum"] = tools.pools[argument.pool].train  # type: ignore[assignment]
+            if key in self.options:
+                properties[self.names[key]]["enum"] = self.options[key]
             if all(key in placeholders(ask) for ask in self.tool.ask):
                 required.append(self.names[key])
         parameters = {"type": "object", "properties": properties, "required": required}
@@ -68,7 +68,10 @@ class Use:
     def ask(self, values: Values, random: Random) -> tuple[str, dict[str, str]]:
         """A question, and the arguments in it by their placeholders."""
         question = random.choice(self.tool.ask)
-        known = {key: values.draw(self.tool.arguments[key].pool) for key in placeholders(question)}
+        known = {
+            key: random.choice(self.options[key]) if key in self.options else values.draw(self.tool.arguments[key].pool)
+            for key in placeholders(question)
+        }
         return question.format(**known), known
 
     def call(self, known: dict[str, str]) -> Call:
@@ -98,7 +101,8 @@ class Examples:
         self._tools, self._sums, self._phrasing = corpus.tools, corpus.sums, corpus.phrasing
         self._asks = [(entry, ask) for entry in corpus.entries for ask in entry.ask]
         self._unknown = next(entry for entry in corpus.entries if entry.id == "do-not-know")
-        self._values = Values(corpus.tools.pools, self._random)
+        words = plain_words((entry.answer for entry in corpus.entries), corpus.tools.pools)
+        self._values = Values(corpus.tools.pools, self._random, words)
 
     def conversations(self) -> Iterator[Conversation]:
         """Without end: half of them one question long, the others up to five unrelated ones."""
@@ -111,16 +115,16 @@ class Examples:
         kinds = random.choices(list(self._units), list(self._units.values()), k=units)
         with_tools = "tool" in kinds or random.random() < 0.12
         known = random.sample(self._tools.tools, random.randint(1, 4)) if with_tools else []
-        if with_tools and random.random() < 0.15:
+        if with_tools and random.random() < 0.3:
             known[-1] = made_up_tool(self._values, random)
-        uses = [Use.draw(tool, random) for tool in known]
+        uses = [Use.draw(tool, self._values, random) for tool in known]
         turns = [turn for kind in kinds for turn in self._unit(kind, uses)]
         thinking = random.random() < 0.15  # in the last turn alone: clients do not send back earlier thoughts
         turns = [replace(turn, thought=None) for turn in turns[:-1]] + [
             turns[-1] if thinking else replace(turns[-1], thought=None)
         ]
         system = random.choice(self._phrasing.system_prompts) if random.random() < 0.25 else None
-        return Conversation(turns, system, [use.schema(self._tools) for use in uses])
+        return Conversation(turns, system, [use.schema() for use in uses])
 
     def _unit(self, kind: str, uses: list[Use]) -> list[Turn]:
         if kind == "tool":
@@ -150,7 +154,7 @@ class Examples:
         random = self._random
         if random.random() < 0.06:  # none of the tools fits
             others = [tool for tool in self._tools.tools if all(tool is not use.tool for use in uses)]
-            question, _ = Use.plain(random.choice(others)).ask(self._values, random)
+            question, _ = Use.draw(random.choice(others), self._values, random).ask(self._values, random)
             return exchange(question, self._unknown.answer, thought_of(self._unknown))
         use = random.choice(uses)
         question, known = use.ask(self._values, random)
@@ -165,9 +169,9 @@ class Examples:
 
 def made_up_tool(values: Values, random: Random) -> Tool:
     """A tool that nobody has, so that the model reads what the system turn says of tools."""
-    thing = values.made_up()
+    thing = values.word().lower()
     argument = Argument(
-        pool=random.choice(["city", "person", "item", "topic"]), names=[values.made_up(), "name", "query"]
+        pool=random.choice(["city", "person", "item", "topic"]), names=[values.word().lower(), "name", "query"]
     )
     return Tool(
         names=[f"{random.choice(['get', 'find', 'check'])}_{thing}", thing],

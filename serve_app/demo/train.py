@@ -36,8 +36,8 @@ SEED = 20
 TOKENIZER_SAMPLE = 4000  # conversations that the tokenizer is made from
 SAMPLE = "What is the KV cache?"
 # Shares of what conversations are made of.
-MAIN_UNITS = {"entry": 0.54, "tool": 0.3, "sum": 0.16}
-FINISH_UNITS = {"entry": 0.35, "tool": 0.55, "sum": 0.1}
+MAIN_UNITS = {"entry": 0.46, "tool": 0.44, "sum": 0.1}
+FINISH_UNITS = {"entry": 0.38, "tool": 0.55, "sum": 0.07}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """What stands in the places of questions: words of the pools, made-up words, numbers, times."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from string import Formatter
 
@@ -20,24 +21,43 @@ GENERATED: dict[str, Callable[[Random], str]] = {
 
 
 class Values:
-    """Draws values. The ones for evaluation share no pool word with those for training."""
+    """Draws values. The ones for evaluation share no pool word with those for training.
 
-    def __init__(self, pools: Mapping[str, Pool], random: Random, held_out: bool = False) -> None:
-        self._pools, self._random, self._held_out = pools, random, held_out
+    Training draws most values from `words`, whatever the pool: from the pools alone, which are short, the model
+    would learn their words instead of learning to copy.
+    """
+
+    def __init__(
+        self, pools: Mapping[str, Pool], random: Random, words: Sequence[str] = (), held_out: bool = False
+    ) -> None:
+        self._pools, self._random, self._words, self._held_out = pools, random, words, held_out
 
     def draw(self, kind: str) -> str:
         """A value of a pool or of a generated kind."""
         if kind == "text":
-            return " ".join(self._word("word") for _ in range(self._random.randint(1, 6)))
-        return GENERATED[kind](self._random) if kind in GENERATED else self._word(kind)
+            return " ".join(self._value("word") for _ in range(self._random.randint(1, 6)))
+        return GENERATED[kind](self._random) if kind in GENERATED else self._value(kind)
 
-    def _word(self, kind: str) -> str:
-        pool = self._pools[kind]
-        if pool.open and self._random.random() < (0.35 if kind != "word" else 0.15):
-            capital = pool.train[0][0].isupper()
-            words = [self.made_up() for _ in range(self._random.choice([1, 1, 1, 2]) if kind != "word" else 1)]
-            return " ".join(word.capitalize() if capital else word for word in words)
-        return self._random.choice(pool.held_out if self._held_out else pool.train)
+    def options(self, kind: str) -> list[str]:
+        """Two or three different values of a pool."""
+        wanted, found = self._random.randint(2, 3), dict[str, None]()
+        while len(found) < wanted:
+            found[self.draw(kind)] = None
+        return list(found)
+
+    def word(self) -> str:
+        """Any word: made up, or of those that this was made with."""
+        return self._random.choice(self._words) if self._words and self._random.random() < 0.6 else self.made_up()
+
+    def _value(self, kind: str) -> str:
+        random, pool = self._random, self._pools[kind]
+        if not self._held_out and random.random() < (0.3 if kind == "word" else 0.65):
+            most = 1 if kind == "word" or not pool.open else 3
+            return _written_as(pool, [self.word() for _ in range(random.randint(1, most))])
+        if pool.open and random.random() < (0.15 if kind == "word" else 0.35):
+            most = 1 if kind == "word" else random.choice([1, 1, 1, 2])
+            return _written_as(pool, [self.made_up() for _ in range(most)])
+        return random.choice(pool.held_out if self._held_out else pool.train)
 
     def made_up(self) -> str:
         """A word that no language needs to have."""
@@ -51,6 +71,18 @@ class Values:
             while f"{{{kind}}}" in text and (kind in self._pools or kind in (*GENERATED, "text")):
                 text = text.replace(f"{{{kind}}}", self.draw(kind), 1)
         return text
+
+
+def plain_words(texts: Iterable[str], pools: Mapping[str, Pool]) -> list[str]:
+    """The words of the texts, each once, but none that stands in a value for evaluation."""
+    secret = {word.casefold() for pool in pools.values() for value in pool.held_out for word in value.split()}
+    found = {word for text in texts for word in re.findall(r"(?<![\w-])[A-Za-z]{2,14}(?![\w-])", text)}
+    return sorted(word for word in found if word.casefold() not in secret)
+
+
+def _written_as(pool: Pool, words: Sequence[str]) -> str:
+    """The words as one value, with capitals if the pool's values have them."""
+    return " ".join(word.capitalize() if pool.train[0][0].isupper() else word for word in words)
 
 
 def placeholders(text: str) -> list[str]:
