@@ -26,6 +26,15 @@ def test_default_model_replaces_the_list(tmp_path: Path) -> None:
     assert (model.id, model.source) == ("my-model", str(source))
 
 
+@pytest.mark.parametrize(
+    ("name", "id_"), [("my model", "my-model"), ("a+b", "a-b"), ("x@1", "x-1"), ("é", "é"), ("a" * 200, "a" * 128)]
+)
+def test_a_directory_of_any_name_has_an_id(tmp_path: Path, name: str, id_: str) -> None:
+    source = directory(tmp_path / name)
+    model = load_model(str(source))
+    assert (model.id, model.source) == (id_, str(source))
+
+
 def test_a_hub_id_is_served_under_its_own_name() -> None:
     model = load_model("acme/Chat-1.5B")
     assert (model.id, model.source) == ("acme/Chat-1.5B", "acme/Chat-1.5B")
