@@ -74,6 +74,6 @@ def _flag(name: str, value: Any) -> Iterator[str]:
     elif isinstance(value, dict):
         yield from (flag, json.dumps(value))
     elif isinstance(value, list):
-        yield from (flag, *map(str, value))
+        yield from (flag, *(json.dumps(item) if isinstance(item, dict) else str(item) for item in value))
     elif value is not None:
         yield from (flag, str(value))
