@@ -14,7 +14,8 @@ from rich.console import Console
 
 from cli.launcher import checks, env_file
 from cli.launcher.errors import StartError
-from cli.launcher.progress import STEPS, Health, ask_health, current_step, deploy_failure, last_words
+from cli.launcher.failures import deploy_failure, last_words, model_failure
+from cli.launcher.progress import STEPS, Health, ask_health, current_step
 from cli.launcher.service import Service, environment
 from cli.launcher.view import StartView, show_ready
 
@@ -66,6 +67,10 @@ def wait_until_ready(service: Service, base_url: str, view: StartView) -> Health
         health = ask_health(base_url)
         if health is None and (reason := deploy_failure(log, service.controller_log())):
             raise StartError(f"the gateway could not be started: {reason} (see {service.log})")
+        if health is not None and (failed := health.failed()):
+            reason = model_failure(failed[0], log, service.controller_log())
+            where = f"{service.log} and {service.ray_logs}/serve"
+            raise StartError(f"model {failed[0]} failed to start: {reason} (see {where})")
         step = current_step(log, health)
         view.update(step, health)
         if health is not None and step == len(STEPS):

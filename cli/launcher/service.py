@@ -85,9 +85,11 @@ class Service:
 
     def __init__(self, command: list[str], variables: dict[str, str], log: Path) -> None:
         self.log = log
+        self.ray_logs = log.parent / "ray_logs"
+        """Where the supervisor keeps Ray's logs once the service has ended."""
         self._scratch = Path(variables["RAY_TMPDIR"])
         adopt_orphans()  # should the supervisor be killed, its processes come to us
-        supervise = [sys.executable, "-m", "cli.launcher.supervisor", str(log.parent / "ray_logs"), *command]
+        supervise = [sys.executable, "-m", "cli.launcher.supervisor", str(self.ray_logs), *command]
         read_end, self._pipe = os.pipe()
         with log.open("wb") as output:
             self._supervisor = subprocess.Popen(

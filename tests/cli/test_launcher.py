@@ -270,14 +270,17 @@ def test_a_config_that_is_not_there_is_named(checkout: Checkout) -> None:
     assert ended.stderr == "make run: cannot read other.yaml: [Errno 2] No such file or directory: 'other.yaml'\n"
 
 
-def test_a_model_that_fails_ends_everything_with_its_error(checkout: Checkout) -> None:
-    checkout.behave("failed")
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [("misconfigured", "ConfigError: model demo: too long"), ("engineless", "ValueError: no memory")],
+)
+def test_a_model_that_fails_ends_everything_with_its_error(checkout: Checkout, behaviour: str, reason: str) -> None:
+    checkout.behave(behaviour)
     ended = checkout.run()
-    assert (ended.returncode, ended.stderr) == (
-        1,
-        "make run: model demo failed to start: no such file: weights\n",
-    )
+    line = f"make run: model demo failed to start: {reason} (see .run/serve.log and .run/ray_logs/serve)\n"
+    assert (ended.returncode, ended.stderr) == (1, line)
     assert checkout.processes() == []
+    assert (checkout.folder / ".run" / "ray_logs" / "serve" / "controller_7.log").exists()
 
 
 def test_a_service_that_ends_by_itself_is_reported_by_its_last_error(checkout: Checkout) -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from serve_app.config import ModelConfig
-from serve_app.replica.arguments import parse_arguments, vllm_flags
+from serve_app.config import ModelConfig, load_model
+from serve_app.replica.arguments import engine_config, parse_arguments, vllm_flags
+from serve_app.settings import ConfigError
 
 
 def model(**settings: Any) -> ModelConfig:
@@ -38,3 +39,26 @@ def test_vllm_reads_a_list_of_objects() -> None:
 def test_vllm_uses_its_ray_executor_over_several_nodes_only(nodes: int, backend: str | None) -> None:
     arguments = parse_arguments(model(device="gpu", tensor_parallel_size=2, nodes=nodes))
     assert (arguments.tensor_parallel_size, arguments.distributed_executor_backend) == (2, backend)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"no_such_flag": 1}, "^model demo: vllm_args: unrecognized arguments: --no-such-flag"),
+        ({"structured_outputs_config": {"x": 1}}, "^model demo: vllm_args: argument --structured-outputs-config"),
+        ({"max_model_len": 999999}, r"^model demo: User-specified max_model_len \(999999\) is greater than"),
+    ],
+)
+def test_what_vllm_refuses_is_said_in_one_line(flags: dict[str, object], message: str) -> None:
+    demo = load_model("demo")
+    refused = demo.model_copy(update={"vllm_args": {**demo.vllm_args, **flags}})
+    with pytest.raises(ConfigError, match=message) as caught:
+        engine_config(refused)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_the_hub_does_not_have_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"^model nope/nope: ") as caught:
+        engine_config(load_model("nope/nope"))
+    assert "\n" not in str(caught.value)
