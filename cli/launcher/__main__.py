@@ -1,7 +1,6 @@
 """The door of `make run`: checks, start, progress, end; see --help."""
 
 import argparse
-import os
 import shlex
 import signal
 import sys
@@ -82,7 +81,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     """Checks, starts and stays until the service ends. Raises StartError."""
     dotenv, scratch = Path(".env"), Path(".run")
     base_url = check(args, dotenv)
-    if env_file.KEY not in os.environ and env_file.ensure_key(dotenv):
+    has_key = env_file.KEY in env_file.in_shell()
+    if not has_key and env_file.ensure_key(dotenv):
         console.print(f"wrote {dotenv} with a new {env_file.KEY}")
     scratch.mkdir(mode=0o700, exist_ok=True)
     log = scratch / "serve.log"
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     with Service([*shlex.split(args.serve), str(args.config)], variables, log) as service:
         with StartView(console) as view:
             health = wait_until_ready(service, base_url, view)
-        key_place = f"{env_file.KEY} in {'your shell' if env_file.KEY in os.environ else dotenv}"
+        key_place = f"{env_file.KEY} in {'your shell' if has_key else dotenv}"
         show_ready(console, base_url, health, key_place, str(log))
         service.wait()
         raise StartError(f"the service ended: {last_words(log.read_text(errors='replace'))} (see {log})")
@@ -102,7 +102,7 @@ def check(args: argparse.Namespace, dotenv: Path) -> str:
     host, port = checks.read_address(args.config)
     checks.check_port(host, port, args.config)
     checks.check_memory(args.memory)
-    checks.check_models([*shlex.split(args.check), str(args.config)], {**env_file.read(dotenv), **os.environ})
+    checks.check_models([*shlex.split(args.check), str(args.config)], {**env_file.read(dotenv), **env_file.in_shell()})
     return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 - compared, not bound
 
 

@@ -37,9 +37,7 @@ CONTROLLER_LOGS = {
 }
 RAYS = "\x1b[36m(ServeReplica:chat:{} pid=8)\x1b[0m {}\n"
 ENGINE_LOG = (
-    RAYS.format(
-        "replica-demo", "(EngineCore pid=9) ERROR ValueError: no memory\x1b[32m [repeated 2x across cluster]\x1b[0m"
-    )
+    RAYS.format("replica-demo", "(EngineCore pid=9) ERROR ValueError: no room\x1b[32m [repeated 2x across cluster]\x1b[0m")
     + RAYS.format("replica-demo", NO_ENGINE)
     + RAYS.format("replica-other", "ValueError: not the one that is asked for")
 )
