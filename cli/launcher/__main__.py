@@ -60,10 +60,10 @@ def raise_on_signals() -> None:
 def wait_until_ready(service: Service, base_url: str, view: StartView) -> Health:
     """Shows the start step by step until every model answers. Raises StartError when that cannot be."""
     while True:
-        log = service.log.read_text(errors="replace")
-        if service.has_ended:
+        health, ended = ask_health(base_url), service.has_ended
+        log = service.log.read_text(errors="replace")  # after the two, so that it holds what led to them
+        if ended:
             raise StartError(f"the service ended: {last_words(log)} (see {service.log})")
-        health = ask_health(base_url)
         if health is None and (reason := deploy_failure(log, service.controller_log())):
             raise StartError(f"the gateway could not be started: {reason} (see {service.log})")
         if health is not None and (failed := health.failed()):

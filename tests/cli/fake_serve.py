@@ -35,11 +35,13 @@ CONTROLLER_LOGS = {
     "misconfigured": failure("replica-demo", "serve_app.settings.ConfigError: model demo: too long") * 3 + OTHER,
     "engineless": failure("replica-demo", NO_ENGINE) * 3,
 }
-RAYS = "\x1b[36m(ServeReplica:chat:{} pid=8)\x1b[0m {}\n"
+RAY_LINE = "\x1b[36m(ServeReplica:chat:{} pid=8)\x1b[0m {}\n"
 ENGINE_LOG = (
-    RAYS.format("replica-demo", "(EngineCore pid=9) ERROR ValueError: no room\x1b[32m [repeated 2x across cluster]\x1b[0m")
-    + RAYS.format("replica-demo", NO_ENGINE)
-    + RAYS.format("replica-other", "ValueError: not the one that is asked for")
+    RAY_LINE.format(
+        "replica-demo", "(EngineCore pid=9) ValueError: no room\x1b[32m [repeated 2x across cluster]\x1b[0m"
+    )
+    + RAY_LINE.format("replica-demo", NO_ENGINE)
+    + RAY_LINE.format("replica-other", "ValueError: not the one that is asked for")
 )
 
 
