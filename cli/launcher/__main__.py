@@ -17,6 +17,7 @@ from cli.launcher.failures import deploy_failure, last_words, model_failure
 from cli.launcher.progress import STEPS, Health, ask_health, current_step
 from cli.launcher.service import Service, environment
 from cli.launcher.view import StartView, show_ready
+from cli.machine import visible_gpus
 
 POLL_S = 0.3
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -102,7 +103,9 @@ def check(args: argparse.Namespace, dotenv: Path) -> str:
     host, port = checks.read_address(args.config)
     checks.check_port(host, port, args.config)
     checks.check_memory(args.memory)
-    checks.check_models([*shlex.split(args.check), str(args.config)], {**env_file.read(dotenv), **env_file.in_shell()})
+    variables = {**env_file.read(dotenv), **env_file.in_shell()}
+    gpus = str(visible_gpus(variables))
+    checks.check_models([*shlex.split(args.check), str(args.config), "--gpus", gpus], variables)
     return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 - compared, not bound
 
 

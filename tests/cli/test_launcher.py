@@ -297,6 +297,12 @@ def test_the_line_of_the_model_check_is_passed_on(checkout: Checkout) -> None:
     assert not (checkout.folder / "environment.json").exists()
 
 
+def test_the_model_check_is_told_the_gpus_of_the_machine(checkout: Checkout) -> None:
+    checkout.variables["CUDA_VISIBLE_DEVICES"] = ""
+    ended = checkout.run("--check", """sh -c 'echo "$0 $*" >&2; exit 1'""")
+    assert ended.stderr == "make run: serve_config.yaml --gpus 0\n"
+
+
 def test_a_config_that_is_not_there_is_named(checkout: Checkout) -> None:
     ended = checkout.run("--config", "other.yaml")
     assert ended.returncode == 1
