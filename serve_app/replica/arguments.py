@@ -45,9 +45,9 @@ def engine_config(model: ModelConfig) -> VllmConfig:
     Raises:
         ConfigError: vLLM refuses the settings, or finds no such model.
     """
-    arguments = AsyncEngineArgs.from_cli_args(parse_arguments(model))
+    arguments = parse_arguments(model)
     try:
-        config: VllmConfig = arguments.create_engine_config()
+        config: VllmConfig = AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
     except (OSError, ValueError) as error:
         raise ConfigError(f"model {model.id}: {_one_line(error)}") from error
     return config
