@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.machine import check_disk, find_python, has_nvidia_gpu
+from cli.machine import check_disk, find_python, nvidia_gpus
 from cli.pip_run import InstallError, PipRun, Progress, installed_packages
 
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--peers", action="store_true", help="also what `make compare` measures against")
     parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent, help="the checkout")
     args = parser.parse_args(argv)
-    platform = args.extra if args.extra != "auto" else "gpu" if has_nvidia_gpu() else "cpu"
+    platform = args.extra if args.extra != "auto" else "gpu" if nvidia_gpus() else "cpu"
     locks = (f"{platform}.txt", "dev.txt", *(["peers.txt"] if args.peers else []))
     progress = Progress(sys.stdout)
     try:

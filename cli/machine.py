@@ -5,24 +5,35 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from cli.pip_run import InstallError
 
+DRIVER = Path("/proc/driver/nvidia/gpus")
 SUPPORTED = ("3.11", "3.12", "3.13")
 DISK_GB = {"cpu": 5, "gpu": 20}
 """Free space a first install takes: the packages, and pip's copies while it unpacks them."""
 
 
-def has_nvidia_gpu(driver: Path = Path("/proc/driver/nvidia/gpus")) -> bool:
-    """Whether the NVIDIA driver, or `nvidia-smi -L` where /proc does not show it, names a GPU."""
-    if driver.is_dir() and any(driver.iterdir()):
-        return True
+def nvidia_gpus(driver: Path = DRIVER) -> int:
+    """How many GPUs the NVIDIA driver names, or `nvidia-smi -L` where /proc does not show it."""
+    entries = list(driver.iterdir()) if driver.is_dir() else []
+    if entries:
+        return len(entries)
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return listing.returncode == 0 and "GPU 0" in listing.stdout
+        return 0
+    return 0 if listing.returncode else sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+
+
+def visible_gpus(environment: Mapping[str, str], driver: Path = DRIVER) -> int:
+    """How many of them a process with these variables may use."""
+    gpus, visible = nvidia_gpus(driver), environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return gpus
+    return min(gpus, len([name for name in visible.split(",") if name.strip() not in {"", "-1", "NoDevFiles"}]))
 
 
 def find_python() -> str:

@@ -22,6 +22,22 @@ ENGINE_ENV = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+# What our service reads; empty is unset, so that the shell changes nothing of what is measured.
+UNSET = dict.fromkeys(
+    (
+        "CORS_ORIGINS",
+        "DEFAULT_MODEL",
+        "KEYS_FILE",
+        "KEY_PEPPER_FILE",
+        "LIMITS_REDIS_URL",
+        "MAX_MODEL_LEN",
+        "RATE_LIMIT_PER_MINUTE",
+        "TP_SIZE",
+        "USAGE_DATABASE_URL",
+        "USAGE_DATABASE_URL_FILE",
+    ),
+    "",
+)
 FAST_PATH = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 SERVE_RUN = [sys.executable, "-m", "ray.serve.scripts", "run"]
 
@@ -57,7 +73,7 @@ def ours(model_dir: Path, folder: Path, port: int) -> System:
         "args": {"models": [str(model_file)], "gateway": {"replicas": 1}},
     }
     key = secrets.token_urlsafe(32)
-    own = {"PROXY_API_KEY": key, "XDG_STATE_HOME": str(folder)}
+    own = {**UNSET, "PROXY_API_KEY": key, "XDG_STATE_HOME": str(folder)}
     return on_serve(application, folder, port, {**SERVE, **own}, key)
 
 

@@ -3,9 +3,12 @@
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 from dotenv import dotenv_values
+
+from cli.settings import LOCAL_HOSTS
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8787/v1"
 
@@ -26,6 +29,11 @@ class Target:
     def headers(self) -> dict[str, str]:
         """The authorization header, or none where the service has no key."""
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it runs on this machine, where no proxy of the environment leads to it."""
+        return urlsplit(self.base_url).hostname in LOCAL_HOSTS
 
 
 def find_target(model: str | None = None, base_url: str | None = None) -> Target:
@@ -48,7 +56,9 @@ def find_key() -> str | None:
 def list_models(target: Target) -> list[str]:
     """Model ids of the service, at least one. Raises TargetError."""
     try:
-        response = httpx.get(f"{target.base_url}/models", headers=target.headers, timeout=10)
+        response = httpx.get(
+            f"{target.base_url}/models", headers=target.headers, timeout=10, trust_env=not target.is_local
+        )
     except httpx.HTTPError as error:
         reason = type(error).__name__
         raise TargetError(f"Nothing answers at {target.base_url} ({reason}). Start it: make run") from error

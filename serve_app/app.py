@@ -4,7 +4,9 @@ No `from __future__ import annotations` here: Serve reads the annotation of `bui
 """
 
 import ipaddress
+import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
@@ -20,6 +22,8 @@ from serve_app.settings import ConfigError
 
 # Every process of the service; a model's own `env` comes on top.
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
+# Flags of vLLM that give the KV cache its size; on CPU the variable would win over them.
+MEMORY_FLAGS = frozenset({"gpu_memory_utilization", "kv_cache_memory_bytes"})
 
 
 def build(config: ServiceConfig) -> serve.Application:
@@ -56,7 +60,15 @@ def _limiter(config: GatewayConfig) -> serve.Application | None:
 
 
 def _replicas(model: ModelConfig) -> serve.Application:
-    options: dict[str, Any] = {"ray_actor_options": _actor(model.num_cpus, model.env)}
+    deployment = serve.deployment(**replica_options(model))
+    app: serve.Application = deployment(Replica).bind(model)
+    return app
+
+
+def replica_options(model: ModelConfig, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """What Serve is told of a model's replicas; `environment` is the one that their processes will inherit."""
+    variables = {**_cpu_defaults(model, environment), **model.env}
+    options: dict[str, Any] = {"ray_actor_options": _actor(model.num_cpus, variables)}
     if model.nodes > 1:
         # vLLM's Ray workers take the GPUs; the replica itself sits beside the first.
         first, other = {"CPU": model.num_cpus, "GPU": 1}, {"GPU": 1}
@@ -64,19 +76,28 @@ def _replicas(model: ModelConfig) -> serve.Application:
         options["placement_group_strategy"] = "PACK"
     elif gpus := model.reserved_gpus():
         options["ray_actor_options"]["num_gpus"] = gpus
-    deployment = serve.deployment(
-        name="replica-" + re.sub(r"[^A-Za-z0-9.-]+", "-", model.id),
-        num_replicas=model.replicas,
-        max_ongoing_requests=model.max_ongoing_requests,
-        graceful_shutdown_timeout_s=model.drain_timeout_s,
-        health_check_period_s=5,
-        health_check_timeout_s=30,
+    return {
+        "name": "replica-" + re.sub(r"[^A-Za-z0-9.-]+", "-", model.id),
+        "num_replicas": model.replicas,
+        "max_ongoing_requests": model.max_ongoing_requests,
+        "graceful_shutdown_timeout_s": model.drain_timeout_s,
+        "health_check_period_s": 5,
+        "health_check_timeout_s": 30,
         # The gateway's line of a request says it all; a second one for the call behind it only costs.
-        logging_config={"enable_access_log": False},
+        "logging_config": {"enable_access_log": False},
         **options,
-    )
-    app: serve.Application = deployment(Replica).bind(model)
-    return app
+    }
+
+
+def _cpu_defaults(model: ModelConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    """What vLLM needs to be told on a CPU machine that does other work too, unless somebody has said it."""
+    defaults: dict[str, str] = {}
+    if model.resolved_device() == "cpu":
+        if not MEMORY_FLAGS & model.vllm_args.keys():
+            defaults["VLLM_CPU_KVCACHE_SPACE"] = "4"  # GiB; vLLM's own share is 92 % of the machine's memory
+        if model.world_size > 1:
+            defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # vLLM's own wants a NUMA node for each worker
+    return {name: value for name, value in defaults.items() if not environment.get(name)}
 
 
 def _actor(num_cpus: float, environment: dict[str, str]) -> dict[str, Any]:

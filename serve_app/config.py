@@ -18,6 +18,8 @@ DEMO_DIRECTORY = MODELS_DIRECTORY.parent / "demo"
 DEMO_MODEL = DEMO_DIRECTORY / "model"
 DEMO_SOURCE = "demo"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+NOT_IN_ID = r"[^\w./:-]+"
+LONGEST_ID = 128
 
 # vLLM flags that the service sets itself; a model file may not contradict it.
 OWNED_FLAGS = frozenset(
@@ -45,7 +47,7 @@ OWNED_FLAGS = frozenset(
 class ModelConfig(Closed):
     """One model and how its replicas run. Files of this form live in configs/models."""
 
-    id: str = Field(min_length=1, max_length=128, pattern=r"^[\w./:-]+$")
+    id: str = Field(min_length=1, max_length=LONGEST_ID, pattern=r"^[\w./:-]+$")
     """What clients send as `model`."""
     source: str = Field(min_length=1)
     """A hub id, a local directory, or `demo` (the small model that comes with the service)."""
@@ -146,7 +148,8 @@ def load_model(name: str) -> ModelConfig:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ConfigError(f"model directory {name} has no config.json")
-        return ModelConfig(id=path.resolve().name, source=str(path.resolve()))
+        folder = path.resolve()
+        return ModelConfig(id=re.sub(NOT_IN_ID, "-", folder.name)[:LONGEST_ID], source=str(folder))
     if HUB_ID.fullmatch(name) and not name.startswith("."):
         return ModelConfig(id=name, source=name)
     known = ", ".join(sorted(f.stem for f in MODELS_DIRECTORY.glob("*.yaml")))

@@ -1,7 +1,6 @@
 """The door of `make run`: checks, start, progress, end; see --help."""
 
 import argparse
-import os
 import shlex
 import signal
 import sys
@@ -14,9 +13,11 @@ from rich.console import Console
 
 from cli.launcher import checks, env_file
 from cli.launcher.errors import StartError
-from cli.launcher.progress import STEPS, Health, ask_health, current_step, deploy_failure, last_words
+from cli.launcher.failures import deploy_failure, last_words, model_failure
+from cli.launcher.progress import STEPS, Health, ask_health, current_step
 from cli.launcher.service import Service, environment
 from cli.launcher.view import StartView, show_ready
+from cli.machine import visible_gpus
 
 POLL_S = 0.3
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -60,12 +61,16 @@ def raise_on_signals() -> None:
 def wait_until_ready(service: Service, base_url: str, view: StartView) -> Health:
     """Shows the start step by step until every model answers. Raises StartError when that cannot be."""
     while True:
-        log = service.log.read_text(errors="replace")
-        if service.has_ended:
+        health, ended = ask_health(base_url), service.has_ended
+        log = service.log.read_text(errors="replace")  # after the two, so that it holds what led to them
+        if ended:
             raise StartError(f"the service ended: {last_words(log)} (see {service.log})")
-        health = ask_health(base_url)
         if health is None and (reason := deploy_failure(log, service.controller_log())):
             raise StartError(f"the gateway could not be started: {reason} (see {service.log})")
+        if health is not None and (failed := health.failed()):
+            reason = model_failure(failed[0], log, service.controller_log())
+            where = f"{service.log} and {service.ray_logs}/serve"
+            raise StartError(f"model {failed[0]} failed to start: {reason} (see {where})")
         step = current_step(log, health)
         view.update(step, health)
         if health is not None and step == len(STEPS):
@@ -77,7 +82,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     """Checks, starts and stays until the service ends. Raises StartError."""
     dotenv, scratch = Path(".env"), Path(".run")
     base_url = check(args, dotenv)
-    if env_file.KEY not in os.environ and env_file.ensure_key(dotenv):
+    has_key = env_file.KEY in env_file.in_shell()
+    if not has_key and env_file.ensure_key(dotenv):
         console.print(f"wrote {dotenv} with a new {env_file.KEY}")
     scratch.mkdir(mode=0o700, exist_ok=True)
     log = scratch / "serve.log"
@@ -86,7 +92,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     with Service([*shlex.split(args.serve), str(args.config)], variables, log) as service:
         with StartView(console) as view:
             health = wait_until_ready(service, base_url, view)
-        key_place = f"{env_file.KEY} in {'your shell' if env_file.KEY in os.environ else dotenv}"
+        key_place = f"{env_file.KEY} in {'your shell' if has_key else dotenv}"
         show_ready(console, base_url, health, key_place, str(log))
         service.wait()
         raise StartError(f"the service ended: {last_words(log.read_text(errors='replace'))} (see {log})")
@@ -97,7 +103,9 @@ def check(args: argparse.Namespace, dotenv: Path) -> str:
     host, port = checks.read_address(args.config)
     checks.check_port(host, port, args.config)
     checks.check_memory(args.memory)
-    checks.check_models([*shlex.split(args.check), str(args.config)], {**env_file.read(dotenv), **os.environ})
+    variables = {**env_file.read(dotenv), **env_file.in_shell()}
+    gpus = str(visible_gpus(variables))
+    checks.check_models([*shlex.split(args.check), str(args.config), "--gpus", gpus], variables)
     return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 - compared, not bound
 
 

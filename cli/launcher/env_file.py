@@ -1,7 +1,9 @@
 """The `.env` file: where the service's key lives, and settings that the shell's environment overrides."""
 
+import os
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -33,3 +35,8 @@ def ensure_key(path: Path) -> bool:
 def read(path: Path) -> dict[str, str]:
     """The variables that the file gives a value."""
     return {name: value for name, value in dotenv_values(path).items() if value}
+
+
+def in_shell(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The shell's variables, which win over the file's. An empty key is none: it would open the service to all."""
+    return {name: value for name, value in environment.items() if name != KEY or value.strip()}

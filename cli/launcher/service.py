@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+from cli.launcher.env_file import in_shell
 from cli.launcher.processes import adopt_orphans, kill_descendants
 from cli.private_file import write_private
 
@@ -64,7 +65,7 @@ def environment(dotenv: Mapping[str, str], run: Path) -> dict[str, str]:
         **{name: str(free_port(port)) for name, port in PORTS.items()},
     }
     own = {"RAY_TMPDIR": scratch, "RAY_AUTH_TOKEN_PATH": str(token.resolve())}
-    return {**dotenv, **QUIET, **proxy, **os.environ, **FIXED, **own}
+    return {**dotenv, **QUIET, **proxy, **in_shell(), **FIXED, **own}
 
 
 def free_port(preferred: int) -> int:
@@ -85,9 +86,11 @@ class Service:
 
     def __init__(self, command: list[str], variables: dict[str, str], log: Path) -> None:
         self.log = log
+        self.ray_logs = log.parent / "ray_logs"
+        """Where the supervisor keeps Ray's logs once the service has ended."""
         self._scratch = Path(variables["RAY_TMPDIR"])
         adopt_orphans()  # should the supervisor be killed, its processes come to us
-        supervise = [sys.executable, "-m", "cli.launcher.supervisor", str(log.parent / "ray_logs"), *command]
+        supervise = [sys.executable, "-m", "cli.launcher.supervisor", str(self.ray_logs), *command]
         read_end, self._pipe = os.pipe()
         with log.open("wb") as output:
             self._supervisor = subprocess.Popen(

@@ -1,6 +1,9 @@
 """What `make run` shows: the steps of the start, then where the service is and how to talk to it."""
 
+import shlex
+import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from cli.launcher.env_file import KEY
 from cli.launcher.progress import STEPS, Health, state
 
 
@@ -88,8 +92,11 @@ def curl_line(base_url: str, health: Health) -> str:
     path, body = ("embeddings", '"input": "Hello"')
     if chats:
         path, body = ("chat/completions", '"messages": [{"role": "user", "content": "Hello"}]')
-    return (
-        f'echo "Authorization: Bearer ${{PROXY_API_KEY:-$(sed -n s/^PROXY_API_KEY=//p .env)}}" | '
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return (  # python-dotenv reads the key, as the launcher does: the file may quote it
+        f"printf 'Authorization: Bearer %s\\n' \"${{{KEY}:-$({shlex.quote(str(python))} -m dotenv get {KEY})}}\" | "
         f"curl -sS {base_url}/v1/{path} -H @- -H 'Content-Type: application/json' "
         f'-d \'{{"model": "{model}", {body}}}\''
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -34,14 +35,28 @@ def parse_arguments(model: ModelConfig) -> Namespace:
         arguments: Namespace = parser.parse_args(list(_flags(model)))
         validate_parsed_serve_args(arguments)
     except (ConfigError, TypeError, ValueError) as error:
-        raise ConfigError(f"model {model.id}: vllm_args: {error}") from error
+        raise ConfigError(f"model {model.id}: vllm_args: {_one_line(error)}") from error
     return arguments
 
 
-def engine_config(arguments: Namespace) -> VllmConfig:
-    """vLLM's whole configuration of one engine; reads the model's config.json and tokenizer files."""
-    config: VllmConfig = AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
+def engine_config(model: ModelConfig) -> VllmConfig:
+    """vLLM's whole configuration of one engine; reads the model's config.json and tokenizer files.
+
+    Raises:
+        ConfigError: vLLM refuses the settings, or finds no such model.
+    """
+    arguments = parse_arguments(model)
+    try:
+        config: VllmConfig = AsyncEngineArgs.from_cli_args(arguments).create_engine_config()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model {model.id}: {_one_line(error)}") from error
     return config
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(str(item["msg"]).removeprefix("Value error, ") for item in error.errors(include_url=False))
+    return " ".join(str(error).split())
 
 
 def _flags(model: ModelConfig) -> Iterator[str]:
@@ -74,6 +89,6 @@ def _flag(name: str, value: Any) -> Iterator[str]:
     elif isinstance(value, dict):
         yield from (flag, json.dumps(value))
     elif isinstance(value, list):
-        yield from (flag, *map(str, value))
+        yield from (flag, *(json.dumps(item) if isinstance(item, dict) else str(item) for item in value))
     elif value is not None:
         yield from (flag, str(value))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from serve_app.config import ModelConfig, check_source
-from serve_app.replica.arguments import engine_config, parse_arguments
+from serve_app.replica.arguments import engine_config
 from serve_app.replica.scripted import ScriptedEngine
 from serve_app.vllm_seam import (
     EngineCoreClient,
@@ -64,7 +64,7 @@ def start_engine(model: ModelConfig) -> Engine:
         ConfigError: the model's settings are wrong.
     """
     check_source(model)
-    config = engine_config(parse_arguments(model))
+    config = engine_config(model)
     if model.engine == "scripted":
         return Engine(ScriptedEngine(config, model.script_delay_s), config)
     core = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)

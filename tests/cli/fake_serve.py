@@ -1,7 +1,8 @@
 """Stands in for `serve run CONFIG`: answers as the service does, and leaves a stubborn orphan as engines may.
 
-The config's `fake` entry picks the behaviour: ready, failed, exit, deaf (ignores the polite request to end),
-unbuildable and crashing (Serve's controller gives the application up, which only its own log shows).
+The config's `fake` entry picks the behaviour: ready, exit, deaf (ignores the polite request to end), unbuildable and
+crashing (Serve's controller gives the application up, which only its own log shows), misconfigured and engineless (a
+model's replicas do not start; Serve's log has why, or says that an engine core's output in the service's log has it).
 """
 
 import json
@@ -14,10 +15,34 @@ from pathlib import Path
 
 import yaml
 
+FAILURE = """ERROR controller 7 -- Exception in Replica(id='a', deployment='{0}', app='chat'), the replica will be stopped.
+RuntimeError: Traceback (most recent call last):
+{1}
+INFO controller 7 -- Stopping Replica(id='a', deployment='{0}', app='chat') (currently ReplicaState.STARTING).
+"""  # noqa: E501 - as Serve's controller writes it
+NO_ENGINE = "RuntimeError: Engine core initialization failed. See root cause above."
+
+
+def failure(deployment: str, error: str) -> str:
+    """What Serve's controller writes when the start of a replica fails."""
+    return FAILURE.format(deployment, error)
+
+
+OTHER = failure("replica-other", "ValueError: not the one that is asked for")
 CONTROLLER_LOGS = {
     "unbuildable": "WARNING controller build_chat_7 -- Exception importing application 'chat'.\n",
-    "crashing": "ERROR -- Exception in Replica(id='a'), the replica will be stopped.\nValueError: no port\n" * 3,
+    "crashing": failure("gateway", "ValueError: no port") * 3,
+    "misconfigured": failure("replica-demo", "serve_app.settings.ConfigError: model demo: too long") * 3 + OTHER,
+    "engineless": failure("replica-demo", NO_ENGINE) * 3,
 }
+RAY_LINE = "\x1b[36m(ServeReplica:chat:{} pid=8)\x1b[0m {}\n"
+ENGINE_LOG = (
+    RAY_LINE.format(
+        "replica-demo", "(EngineCore pid=9) ValueError: no room\x1b[32m [repeated 2x across cluster]\x1b[0m"
+    )
+    + RAY_LINE.format("replica-demo", NO_ENGINE)
+    + RAY_LINE.format("replica-other", "ValueError: not the one that is asked for")
+)
 
 
 def leave_orphan() -> None:
@@ -41,14 +66,14 @@ class Handler(BaseHTTPRequestHandler):
     behaviour = "ready"
 
     def do_GET(self) -> None:
-        failed = self.behaviour == "failed"
+        failed = self.behaviour in {"misconfigured", "engineless"}
         model = {
             "id": "demo",
             "status": "failed" if failed else "ready",
             "replicas": {"running": int(not failed), "target": 1},
             "tasks": ["generate"],
             "max_model_len": 512,
-            "error": "no such file: weights" if failed else None,
+            "error": "The replicas of this model do not start; their log tells why." if failed else None,
         }
         self.answer(503 if failed else 200, {"status": "ok", "details": {"models": [model]}})
 
@@ -81,6 +106,9 @@ def main() -> None:
         logs = Path(os.environ["RAY_TMPDIR"], "ray", "session_latest", "logs", "serve")
         logs.mkdir(parents=True)
         (logs / "controller_7.log").write_text(CONTROLLER_LOGS[Handler.behaviour])
+    if Handler.behaviour == "engineless":
+        sys.stderr.write(ENGINE_LOG)
+    if Handler.behaviour in {"unbuildable", "crashing"}:
         sys.stderr.write("Traceback:\nValueError: no models in args\nSystem error:\nIntentionalSystemExit: bye\n")
         time.sleep(600)
     ThreadingHTTPServer(("127.0.0.1", config["http_options"]["port"]), Handler).serve_forever()

@@ -18,7 +18,7 @@ import pytest
 
 from cli import install as installer
 from cli.install import Plan, install
-from cli.machine import check_disk, find_python, has_nvidia_gpu
+from cli.machine import check_disk, find_python, nvidia_gpus, visible_gpus
 from cli.pip_run import InstallError, Progress
 
 ROOT = Path(__file__).parents[2]
@@ -276,22 +276,35 @@ def stub(folder: Path, name: str, script: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "found"),
-    [("echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'", True), ("echo 'No devices found'; exit 6", False)],
+    ("script", "gpus"),
+    [
+        ("echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'", 1),
+        ("echo 'GPU 0: NVIDIA H100'; echo '  MIG 1g.10gb Device 0:'; echo 'GPU 1: NVIDIA H100'", 2),
+        ("echo 'No devices found'; exit 6", 0),
+    ],
 )
-def test_gpus_are_noticed_by_nvidia_smi(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, found: bool
+def test_gpus_are_counted_by_nvidia_smi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, gpus: int
 ) -> None:
     stub(tmp_path, "nvidia-smi", script)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert has_nvidia_gpu(tmp_path / "no-driver") is found
+    assert nvidia_gpus(tmp_path / "no-driver") == gpus
 
 
-def test_gpus_are_noticed_by_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_counted_by_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not has_nvidia_gpu(tmp_path / "gpus")
+    assert nvidia_gpus(tmp_path / "gpus") == 0
     (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
-    assert has_nvidia_gpu(tmp_path / "gpus")
+    (tmp_path / "gpus" / "0000:02:00.0").mkdir()
+    assert nvidia_gpus(tmp_path / "gpus") == 2
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [("", 0), ("-1", 0), ("1", 1), ("0,1", 2), ("0,1,2", 2)])
+def test_gpus_that_are_hidden_do_not_count(tmp_path: Path, visible: str, gpus: int) -> None:
+    for name in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / name).mkdir()
+    assert visible_gpus({}, tmp_path) == 2
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": visible}, tmp_path) == gpus
 
 
 def test_python_3_11_is_taken_before_newer_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,9 +181,23 @@ def test_ctrl_c_before_the_service_is_ready_leaves_nothing(checkout: Checkout) -
     assert checkout.processes() == []
 
 
-def test_the_printed_curl_line_works_when_pasted(checkout: Checkout) -> None:
+@pytest.mark.parametrize(
+    "dotenv",
+    [
+        "",
+        "PROXY_API_KEY=abc\n",
+        'TP_SIZE=1\nPROXY_API_KEY="abc"\n',
+        "PROXY_API_KEY='abc'  # mine\n",
+        "export PROXY_API_KEY=abc\r\n",
+        " PROXY_API_KEY = abc # mine\n",
+        "PROXY_API_KEY=old\nPROXY_API_KEY=abc\n",
+        "# PROXY_API_KEY=old\nPROXY_API_KEY='a#b\"c d'\n",
+    ],
+)
+def test_the_printed_curl_line_works_when_pasted(checkout: Checkout, dotenv: str) -> None:
     if not shutil.which("curl"):
         pytest.skip("curl is not installed")
+    (checkout.folder / ".env").write_text(dotenv)
     checkout.start()
     checkout.wait_ready()
     [line] = [line for line in checkout.output.splitlines() if "curl -sS" in line]
@@ -243,6 +257,25 @@ def test_the_shells_variables_win_over_the_file(checkout: Checkout) -> None:
     assert "HF_TOKEN" not in variables
 
 
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_blank_key_in_the_shell_is_none(checkout: Checkout, blank: str) -> None:
+    (checkout.folder / ".env").write_text("PROXY_API_KEY=from-file\n")
+    checkout.variables["PROXY_API_KEY"] = blank
+    checkout.start()
+    checkout.wait_ready()
+    assert json.loads((checkout.folder / "environment.json").read_text())["PROXY_API_KEY"] == "from-file"
+    assert "PROXY_API_KEY in .env" in checkout.output
+
+
+def test_a_blank_key_in_the_shell_and_none_in_the_file_makes_one(checkout: Checkout) -> None:
+    checkout.variables["PROXY_API_KEY"] = ""
+    checkout.start()
+    checkout.wait_ready()
+    assert "wrote .env with a new PROXY_API_KEY" in checkout.output
+    key = (checkout.folder / ".env").read_text().strip().removeprefix("PROXY_API_KEY=")
+    assert json.loads((checkout.folder / "environment.json").read_text())["PROXY_API_KEY"] == key
+
+
 def test_a_port_in_use_is_named_and_nothing_is_started(checkout: Checkout) -> None:
     with socket.create_server(("127.0.0.1", checkout.port)):
         ended = checkout.run()
@@ -264,20 +297,29 @@ def test_the_line_of_the_model_check_is_passed_on(checkout: Checkout) -> None:
     assert not (checkout.folder / "environment.json").exists()
 
 
+def test_the_model_check_is_told_the_gpus_of_the_machine(checkout: Checkout) -> None:
+    checkout.variables["CUDA_VISIBLE_DEVICES"] = ""
+    ended = checkout.run("--check", """sh -c 'echo "$0 $*" >&2; exit 1'""")
+    assert ended.stderr == "make run: serve_config.yaml --gpus 0\n"
+
+
 def test_a_config_that_is_not_there_is_named(checkout: Checkout) -> None:
     ended = checkout.run("--config", "other.yaml")
     assert ended.returncode == 1
     assert ended.stderr == "make run: cannot read other.yaml: [Errno 2] No such file or directory: 'other.yaml'\n"
 
 
-def test_a_model_that_fails_ends_everything_with_its_error(checkout: Checkout) -> None:
-    checkout.behave("failed")
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [("misconfigured", "ConfigError: model demo: too long"), ("engineless", "ValueError: no room")],
+)
+def test_a_model_that_fails_ends_everything_with_its_error(checkout: Checkout, behaviour: str, reason: str) -> None:
+    checkout.behave(behaviour)
     ended = checkout.run()
-    assert (ended.returncode, ended.stderr) == (
-        1,
-        "make run: model demo failed to start: no such file: weights\n",
-    )
+    line = f"make run: model demo failed to start: {reason} (see .run/serve.log and .run/ray_logs/serve)\n"
+    assert (ended.returncode, ended.stderr) == (1, line)
     assert checkout.processes() == []
+    assert (checkout.folder / ".run" / "ray_logs" / "serve" / "controller_7.log").exists()
 
 
 def test_a_service_that_ends_by_itself_is_reported_by_its_last_error(checkout: Checkout) -> None:

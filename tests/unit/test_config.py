@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from serve_app.check import check
@@ -24,6 +25,15 @@ def test_default_model_replaces_the_list(tmp_path: Path) -> None:
     source = directory(tmp_path / "my-model")
     (model,) = ServiceConfig(models=["demo", "llama-3.1-8b"]).resolve({"DEFAULT_MODEL": str(source)})
     assert (model.id, model.source) == ("my-model", str(source))
+
+
+@pytest.mark.parametrize(
+    ("name", "id_"), [("my model", "my-model"), ("a+b", "a-b"), ("x@1", "x-1"), ("é", "é"), ("a" * 200, "a" * 128)]
+)
+def test_a_directory_of_any_name_has_an_id(tmp_path: Path, name: str, id_: str) -> None:
+    source = directory(tmp_path / name)
+    model = load_model(str(source))
+    assert (model.id, model.source) == (id_, str(source))
 
 
 def test_a_hub_id_is_served_under_its_own_name() -> None:
@@ -112,3 +122,36 @@ def test_check_says_what_is_wrong_in_one_line(tmp_path: Path, text: str, message
 
 def test_check_accepts_the_shipped_config() -> None:
     check(Path("serve_config.yaml"))
+
+
+def config_of(folder: Path, *models: dict[str, object]) -> Path:
+    """A Serve config file with these models."""
+    whole = [{"id": f"m{place}", "source": "acme/m", "device": "gpu", **model} for place, model in enumerate(models)]
+    file = folder / "serve.yaml"
+    application = {"import_path": "serve_app.app:build", "args": {"models": whole}}
+    file.write_text(yaml.safe_dump({"applications": [application]}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("models", "gpus", "message"),
+    [
+        ([{}], 0, r"\(m0 1\) than this machine has \(0\): choose another model, or one with `device: cpu`$"),
+        ([{"tensor_parallel_size": 8}], 1, r"\(m0 8\) than this machine has \(1\): .* a smaller TP_SIZE$"),
+        ([{"tensor_parallel_size": 2, "nodes": 2}], 1, r"\(m0 2\)"),
+        ([{"replicas": 3}], 2, r"\(m0 3\)"),
+        ([{}, {"device": "cpu"}, {"num_gpus": 0.5}], 1, r"\(m0 1, m2 0\.5\)"),
+    ],
+)
+def test_check_refuses_models_that_would_wait_for_gpus_for_ever(
+    tmp_path: Path, models: list[dict[str, object]], gpus: int, message: str
+) -> None:
+    file = config_of(tmp_path, *models)
+    with pytest.raises(ConfigError, match=r"^models need more GPUs " + message):
+        check(file, gpus)
+    check(file)  # for a cluster, which this machine knows nothing of
+
+
+def test_check_accepts_models_that_fit(tmp_path: Path) -> None:
+    check(config_of(tmp_path, {"num_gpus": 0.5, "replicas": 2}, {"device": "cpu"}, {}), 2)
+    check(config_of(tmp_path, {"device": "cpu"}), 0)

@@ -1,5 +1,6 @@
 """Every system serves the same model with the same engine arguments, apart from any other Ray here."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from loadtests.systems import ENGINE_ARGS, ENGINE_ENV, MODEL, SYSTEMS, System
+from loadtests.systems import ENGINE_ARGS, ENGINE_ENV, MODEL, SYSTEMS, UNSET, System
 
 ON_SERVE = ["ours", "rayllm", "rayllm-fast"]
 MODEL_DIR = Path("/models/tiny")
@@ -49,6 +50,37 @@ def test_our_model_file_is_one_the_service_takes(made: dict[str, System]) -> Non
     (application,) = serve_config(made["ours"])["applications"]
     (model,) = ServiceConfig.model_validate(application["args"]).resolve({})
     assert (model.id, model.resolved_device()) == (MODEL, "cpu")
+
+
+def test_nothing_of_the_shell_changes_our_service(made: dict[str, System]) -> None:
+    from serve_app.config import ServiceConfig
+    from serve_app.gateway.config import check_gateway
+    from serve_app.gateway.cors import parse_origins
+    from serve_app.gateway.keys.keyring import Keyring
+    from serve_app.gateway.limits.limiter import Quota
+    from serve_app.ledger.settings import database_url
+
+    ours = made["ours"]
+    environment = {**dict.fromkeys(UNSET, "/no/such"), "PROXY_API_KEY": "mine", **ours.environment}
+    (application,) = serve_config(ours)["applications"]
+    service = ServiceConfig.model_validate(application["args"])
+    (model,) = service.resolve(environment)
+    assert (model.id, model.tensor_parallel_size, model.vllm_args) == (MODEL, 1, ENGINE_ARGS)
+    check_gateway(service.gateway, environment)
+    authorization = (b"authorization", f"Bearer {ours.environment['PROXY_API_KEY']}".encode())
+    assert Keyring(service.gateway.keys, environment).authenticate([authorization])
+    assert service.gateway.limits.quota(environment) == Quota(None, None, None)
+    assert service.gateway.limits.redis_url(environment) is None
+    assert parse_origins(environment["CORS_ORIGINS"]) == parse_origins("")
+    url = database_url(service.gateway.ledger, environment)
+    assert url is not None
+    assert (url.database or "").startswith(ours.environment["XDG_STATE_HOME"])
+
+
+def test_every_variable_that_our_service_reads_is_set(made: dict[str, System]) -> None:
+    example = Path(".env.example").read_text()
+    named = set(re.findall(r"^#? ?([A-Z][A-Z_]+)=", example, re.MULTILINE))
+    assert named - made["ours"].environment.keys() == {"HF_TOKEN", "OPENAI_API_KEY", "OPENAI_BASE_URL"}
 
 
 def test_only_the_fast_ones_have_the_fast_path(made: dict[str, System]) -> None:

@@ -1,9 +1,11 @@
 """Where the load goes: address, key and model from the environment, with a reason when there is none."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from loadtests.stream import Plan, run_load
 from loadtests.target import Target, TargetError, find_target
 from tests.unit.loadtests.sse_server import KEY, Script, serving
 
@@ -42,6 +44,16 @@ def test_default_model_is_used_where_it_is_served(monkeypatch: pytest.MonkeyPatc
 
 def test_a_key_never_shows() -> None:
     assert KEY not in repr(Target("http://x/v1", "m", KEY))
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_a_service_on_this_machine_is_asked_without_the_proxy(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(Script()) as url:
+        target = find_target(base_url=url)
+        load = asyncio.run(run_load(target, Plan(concurrency=1, requests=1)))
+    assert (target.model, load.errors) == ("loopback", ())
 
 
 def test_nobody_there_names_the_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,64 @@
+"""A model's settings as vLLM's own parser reads them."""
+
+from typing import Any
+
+import pytest
+
+from serve_app.config import ModelConfig, load_model
+from serve_app.replica.arguments import engine_config, parse_arguments, vllm_flags
+from serve_app.settings import ConfigError
+
+
+def model(**settings: Any) -> ModelConfig:
+    return ModelConfig.model_validate({"id": "m", "source": "acme/m", **settings})
+
+
+@pytest.mark.parametrize(
+    ("value", "flags"),
+    [
+        (2, ["--some-flag", "2"]),
+        (True, ["--some-flag"]),
+        (False, ["--no-some-flag"]),
+        (None, []),
+        ({"a": None}, ["--some-flag", '{"a": null}']),
+        (["a", 2], ["--some-flag", "a", "2"]),
+        ([{"a": True}, "b=c"], ["--some-flag", '{"a": true}', "b=c"]),
+    ],
+)
+def test_a_value_as_vllms_command_line_takes_it(value: object, flags: list[str]) -> None:
+    assert list(vllm_flags({"some_flag": value})) == flags
+
+
+def test_vllm_reads_a_list_of_objects() -> None:
+    lora = {"name": "law", "path": "/adapters/law", "base_model_name": None}
+    (parsed,) = parse_arguments(model(vllm_args={"enable_lora": True, "lora_modules": [lora]})).lora_modules
+    assert (parsed.name, parsed.path, parsed.base_model_name) == ("law", "/adapters/law", None)
+
+
+@pytest.mark.parametrize(("nodes", "backend"), [(1, None), (2, "ray")])
+def test_vllm_uses_its_ray_executor_over_several_nodes_only(nodes: int, backend: str | None) -> None:
+    arguments = parse_arguments(model(device="gpu", tensor_parallel_size=2, nodes=nodes))
+    assert (arguments.tensor_parallel_size, arguments.distributed_executor_backend) == (2, backend)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"no_such_flag": 1}, "^model demo: vllm_args: unrecognized arguments: --no-such-flag"),
+        ({"structured_outputs_config": {"x": 1}}, "^model demo: vllm_args: argument --structured-outputs-config"),
+        ({"max_model_len": 999999}, r"^model demo: User-specified max_model_len \(999999\) is greater than"),
+    ],
+)
+def test_what_vllm_refuses_is_said_in_one_line(flags: dict[str, object], message: str) -> None:
+    demo = load_model("demo")
+    refused = demo.model_copy(update={"vllm_args": {**demo.vllm_args, **flags}})
+    with pytest.raises(ConfigError, match=message) as caught:
+        engine_config(refused)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_the_hub_does_not_have_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"^model nope/nope: ") as caught:
+        engine_config(load_model("nope/nope"))
+    assert "\n" not in str(caught.value)
