@@ -6,7 +6,8 @@ GatewayError
     Unauthorized        401  no key, or not the right one
     InsufficientScope   403  the key may not use the route
     TooManyAttempts     429  too many wrong keys from one address
-    NotFound            404  no such route
+    NotFound            404  what the path names is not there
+        NoSuchRoute     404  no such route
     MethodNotAllowed    405  the route is there, the method is not
     ModelNotFound       404  no model of that id
     TaskNotSupported    404  the model cannot do what the route asks
@@ -79,6 +80,11 @@ class TooManyAttempts(GatewayError):
 
 class NotFound(GatewayError):
     status, type, code = 404, "invalid_request_error", "not_found"
+
+
+class NoSuchRoute(NotFound):
+    def __init__(self) -> None:
+        super().__init__("There is no such route.")
 
 
 class MethodNotAllowed(GatewayError):
