@@ -27,6 +27,7 @@ GatewayError
     HeadersTooLarge     431  too many headers, or too large
     UpstreamFailed      500  the model's replica failed while it answered
     ModelLoading        503  no replica of the model can answer yet
+    ModelFailed         503  the replicas of the model do not start
     Overloaded          503  the model has no place for the request, or none in time
     DeadlineExceeded    504  the answer took longer than a deadline allows
     UsageUnavailable    503  the usage ledger's database does not answer
@@ -167,6 +168,18 @@ class ModelLoading(GatewayError):
         super().__init__(
             f"The model `{model}` is loading. Try again in {retry_after_s} seconds.",
             headers=[("retry-after", str(retry_after_s))],
+        )
+
+
+class ModelFailed(GatewayError):
+    """Serve has given up starting replicas: it does so again with the next deployment only."""
+
+    status, type, code = 503, "server_error", "model_failed"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"The model `{model}` does not start. Whoever runs the service has to repair it.",
+            headers=[("x-should-retry", "false")],
         )
 
 
