@@ -90,6 +90,13 @@ def test_a_model_must_be_there_and_able(service: Service, path: str) -> None:
     assert refusal(service.http.post(path, json={**CHAT, "model": 3})) == (400, "invalid_value", "model")
 
 
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations"])
+def test_a_model_without_ears_takes_no_speech(service: Service, path: str) -> None:
+    speech = {"file": ("speech.wav", b"RIFF\x24\x00\x00\x00WAVE", "audio/wav")}
+    response = service.http.post(path, data={"model": "demo"}, files=speech)
+    assert refusal(response) == (404, "task_not_supported", "model")
+
+
 def test_api_chat_requires_a_model(service: Service) -> None:
     response = service.http.post("/api/chat", json={"messages": CHAT["messages"]})
     assert refusal(response) == (400, "invalid_value", "model")
