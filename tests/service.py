@@ -152,8 +152,11 @@ def running_service(
             service = Service(f"http://127.0.0.1:{port}", key, psutil.Process(started.pid), log, made)
             wait_for(service.ready, "the service's start", START_S)
             yield service
+            processes = {process: command_line(process) for process in service.processes()}
         finally:
             started.communicate(timeout=30)
+    left = [line for process, line in processes.items() if alive(process)]
+    assert left == [], f"processes outlived the service: {left}"
 
 
 def make_key(file: Path, name: str, options: Sequence[str]) -> str:

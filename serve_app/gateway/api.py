@@ -14,16 +14,7 @@ from serve_app.gateway import reports
 from serve_app.gateway.body import ClientLeft
 from serve_app.gateway.call import Call
 from serve_app.gateway.edge import REQUEST_ID
-from serve_app.gateway.errors import (
-    JSON,
-    GatewayError,
-    InsufficientScope,
-    MethodNotAllowed,
-    NotFound,
-    send_bytes,
-    send_error,
-    style_of,
-)
+from serve_app.gateway.errors import GatewayError, InsufficientScope, MethodNotAllowed, NoSuchRoute
 from serve_app.gateway.headers import with_headers
 from serve_app.gateway.inference import Inference
 from serve_app.gateway.keys.caller import Caller
@@ -31,6 +22,7 @@ from serve_app.gateway.keys.keyring import Keyring
 from serve_app.gateway.limits.limiter import Holder, Quota
 from serve_app.gateway.limits.requests import RequestLimits
 from serve_app.gateway.models import Models
+from serve_app.gateway.replies import JSON, send_bytes, send_error, style_of
 from serve_app.gateway.routes import (
     HEALTH,
     METRICS,
@@ -146,7 +138,7 @@ class GatewayApp:
             _require(scope, "GET", "HEAD")
             is_admin = "admin" in caller.features
             return await self.usage.answer(scope["query_string"], key_id=caller.id, is_admin=is_admin)
-        raise NotFound("There is no such route.")
+        raise NoSuchRoute
 
 
 def _path(scope: Scope) -> str:

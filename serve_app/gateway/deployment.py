@@ -28,7 +28,7 @@ from serve_app.gateway.models import Model, Models
 from serve_app.gateway.policy.check import Policy
 from serve_app.ledger.usage import UsageReports
 from serve_app.ledger.writer import Ledger, open_ledger
-from serve_app.ray_seam import behind_haproxy
+from serve_app.ray_seam import behind_haproxy, listen_on_node_address
 
 logger = logging.getLogger("ray.serve")
 
@@ -44,6 +44,7 @@ class Gateway:
         limiter: DeploymentHandle[Any] | None = None,
     ) -> None:
         """`limiter`: the one that several gateways share, where they do not share a Redis."""
+        listen_on_node_address()
         opened = [Model(model, handle) for model, handle in zip(models, replicas, strict=True)]
         targets = {model.handle.deployment_name: model.config.replicas for model in opened}
         self._models = Models(opened, FleetWatch(targets), config)

@@ -1,8 +1,10 @@
 """What happens to a request before Serve sees it: the headers that would steer Serve are gone, its id is ours.
 
+Serve's own `/-/routes`, which tells of applications without a key, is no route here.
+
 Serve takes this as a callback for its own HTTP servers, named by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which
 `make run` and the image set. Without it the service works, but a client can choose its request id, switch off
-Serve's cancellation and time-out for its own request, and pick a replica.
+Serve's cancellation and time-out for its own request, pick a replica, and read `/-/routes`.
 Source: ray/serve/_private/http_util.py, configure_http_middlewares.
 """
 
@@ -11,6 +13,11 @@ import uuid
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.gateway.errors import NoSuchRoute
+from serve_app.gateway.headers import COMMON
+from serve_app.gateway.replies import send_error
+
+SERVES_ROUTES = "/-/routes"
 REQUEST_ID = b"x-request-id"
 STEERING = frozenset(
     {
@@ -32,8 +39,12 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in {"http", "websocket"}:
+            request_id = (REQUEST_ID, uuid.uuid4().hex.encode())
+            if scope["type"] == "http" and scope["path"] == SERVES_ROUTES:
+                await send_error(NoSuchRoute(), send, [*COMMON, request_id])
+                return
             headers = [pair for pair in scope["headers"] if not _steers(pair[0])]
-            scope = {**scope, "headers": [*headers, (REQUEST_ID, uuid.uuid4().hex.encode())]}
+            scope = {**scope, "headers": [*headers, request_id]}
         await self._app(scope, receive, send)
 
 

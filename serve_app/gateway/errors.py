@@ -1,12 +1,13 @@
-"""Errors as clients see them: OpenAI's shape, a status, and nothing from inside.
+"""Errors as clients see them: a status, a code and nothing from inside. Their shapes are in replies.py.
 
-Sources: https://platform.openai.com/docs/guides/error-codes, https://docs.anthropic.com/en/api/errors.
+Source: https://platform.openai.com/docs/guides/error-codes.
 
 GatewayError
     Unauthorized        401  no key, or not the right one
     InsufficientScope   403  the key may not use the route
     TooManyAttempts     429  too many wrong keys from one address
-    NotFound            404  no such route
+    NotFound            404  what the path names is not there
+        NoSuchRoute     404  no such route
     MethodNotAllowed    405  the route is there, the method is not
     ModelNotFound       404  no model of that id
     TaskNotSupported    404  the model cannot do what the route asks
@@ -26,35 +27,16 @@ GatewayError
     HeadersTooLarge     431  too many headers, or too large
     UpstreamFailed      500  the model's replica failed while it answered
     ModelLoading        503  no replica of the model can answer yet
+    ModelFailed         503  the replicas of the model do not start
     Overloaded          503  the model has no place for the request, or none in time
     DeadlineExceeded    504  the answer took longer than a deadline allows
     UsageUnavailable    503  the usage ledger's database does not answer
 """
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
-
-import msgspec
-from starlette.types import Send
+from typing import ClassVar
 
 Headers = list[tuple[bytes, bytes]]
-Style = Literal["openai", "anthropic"]
-JSON = (b"content-type", b"application/json")
-
-ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    405: "invalid_request_error",
-    413: "request_too_large",
-    415: "invalid_request_error",
-    422: "invalid_request_error",
-    429: "rate_limit_error",
-    431: "invalid_request_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
 
 
 class GatewayError(Exception):
@@ -99,6 +81,11 @@ class TooManyAttempts(GatewayError):
 
 class NotFound(GatewayError):
     status, type, code = 404, "invalid_request_error", "not_found"
+
+
+class NoSuchRoute(NotFound):
+    def __init__(self) -> None:
+        super().__init__("There is no such route.")
 
 
 class MethodNotAllowed(GatewayError):
@@ -184,6 +171,18 @@ class ModelLoading(GatewayError):
         )
 
 
+class ModelFailed(GatewayError):
+    """Serve has given up starting replicas: it does so again with the next deployment only."""
+
+    status, type, code = 503, "server_error", "model_failed"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"The model `{model}` does not start. Whoever runs the service has to repair it.",
+            headers=[("x-should-retry", "false")],
+        )
+
+
 class UpstreamFailed(GatewayError):
     status, type, code = 500, "server_error", "upstream_failed"
 
@@ -215,35 +214,3 @@ class DeadlineExceeded(GatewayError):
 
     def __init__(self, what: str, limit_s: float) -> None:
         super().__init__(f"{what} took longer than {limit_s:g} seconds.", headers=[("x-should-retry", "false")])
-
-
-def style_of(path: str) -> Style:
-    """Whose error shape the clients of a route read."""
-    return "anthropic" if path == "/v1/messages" or path.startswith("/v1/messages/") else "openai"
-
-
-def error_body(error: GatewayError, style: Style) -> bytes:
-    """An error as JSON."""
-    if style == "anthropic":
-        kind = ANTHROPIC_TYPES.get(error.status, "api_error")
-        return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": str(error)}})
-    body = {"message": str(error), "type": error.type, "param": error.param, "code": error.code}
-    return msgspec.json.encode({"error": body})
-
-
-def error_frame(error: GatewayError, style: Style) -> bytes:
-    """An error as the last event of a stream. Source: openai/_streaming.py, which reads plain `data:` alone."""
-    name = b"event: error\n" if style == "anthropic" else b""
-    return name + b"data: " + error_body(error, style) + b"\n\n"
-
-
-async def send_error(error: GatewayError, send: Send, headers: Headers, style: Style = "openai") -> None:
-    """Answer a request with an error."""
-    await send_bytes(error.status, error_body(error, style), send, [JSON, *error.headers, *headers])
-
-
-async def send_bytes(status: int, body: bytes, send: Send, headers: Headers) -> None:
-    """Answer a request with one whole body."""
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
-    await send({"type": "http.response.body", "body": body})

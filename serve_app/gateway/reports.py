@@ -34,7 +34,8 @@ class Details(msgspec.Struct):
 class Health(msgspec.Struct):
     """Body of `GET /api/healthz`."""
 
-    status: Literal["ok", "degraded", "loading"]
+    status: Literal["ok", "degraded", "loading", "failed"]
+    """ok, degraded: all models answer, or some; loading, failed: none does, and some will, or none."""
     gpu_available: bool
     model_loaded: bool
     upstream_healthy: bool
@@ -64,7 +65,7 @@ def health(models: Models) -> Health:
     reports = [_model_health(models, model) for model in models]
     ready = [report.status is State.READY for report in reports]
     return Health(
-        status="ok" if all(ready) else "degraded" if any(ready) else "loading",
+        status=_status(reports, ready),
         gpu_available=models.gpu_available,
         model_loaded=any(ready),
         upstream_healthy=all(ready),
@@ -89,6 +90,12 @@ def model_card(model: Model) -> ModelCard:
 def metrics(models: Models, own: list[CollectorRegistry]) -> bytes:
     """Prometheus text of every model that has been up, and of the gateway's own registries."""
     return exposition([*(model.frontend.metrics for model in models if model.frontend), *own])
+
+
+def _status(reports: list[ModelHealth], ready: list[bool]) -> Literal["ok", "degraded", "loading", "failed"]:
+    if any(ready) or not reports:
+        return "ok" if all(ready) else "degraded"
+    return "failed" if all(report.status is State.FAILED for report in reports) else "loading"
 
 
 def _model_health(models: Models, model: Model) -> ModelHealth:

@@ -14,8 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.gateway.body import receive_until
 from serve_app.gateway.deadlines import DeadlinesConfig, Progress, running
-from serve_app.gateway.errors import DeadlineExceeded, GatewayError, Style, UpstreamFailed, error_frame, send_error
+from serve_app.gateway.errors import DeadlineExceeded, GatewayError, UpstreamFailed
 from serve_app.gateway.headers import is_event_stream
+from serve_app.gateway.replies import Style, error_frame, send_error
 from serve_app.gateway.translate import from_answer, from_frame, internal_error
 
 logger = logging.getLogger("ray.serve")

@@ -11,6 +11,7 @@ from ray import serve
 
 from serve_app.config import ModelConfig
 from serve_app.fleet.channel import Sink, SinkGone, TokenSender
+from serve_app.ray_seam import listen_on_node_address
 from serve_app.replica.engine import Engine, start_engine
 from serve_app.replica.process import protect_children
 from serve_app.vllm_seam import (
@@ -51,6 +52,7 @@ class Replica:
     """Owns one engine core. Calls are unary: a request's tokens leave by the token channel."""
 
     def __init__(self, model: ModelConfig) -> None:
+        listen_on_node_address()
         protect_children()
         self._engine: Engine = start_engine(model)
         self._sender = TokenSender(serve.get_replica_context().replica_id.unique_id)

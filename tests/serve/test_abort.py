@@ -19,7 +19,7 @@ def metric(service: Service, name: str, model: str) -> float:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("model", ["demo", "demo-2"])
+@pytest.mark.parametrize("model", ["demo", "demo-2", "demo-tp"])
 async def test_closing_the_connection_aborts_the_request(service: Service, model: str, stream: bool) -> None:
     body = {
         "model": model,

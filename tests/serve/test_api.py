@@ -1,10 +1,13 @@
 """Routes, key and errors, over HTTP."""
 
+import ipaddress
+
 import httpx
+import psutil
 import pytest
 
 from tests.serve.refusals import refusal
-from tests.service import Service
+from tests.service import Service, command_line
 
 CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "[[answer: yes]]"}]}
 
@@ -23,6 +26,17 @@ def test_everything_needs_the_key(service: Service, method: str, path: str, head
     response = httpx.request(method, service.url + path, headers=sent)
     assert refusal(response) == (401, "invalid_api_key", None)
     assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_nothing_listens_beyond_loopback(service: Service) -> None:
+    ours = {process.pid: command_line(process) for process in service.processes()}
+    listening = [
+        (ipaddress.ip_address(socket.laddr.ip.removeprefix("::ffff:")), ours[socket.pid])
+        for socket in psutil.net_connections("inet")
+        if socket.status == psutil.CONN_LISTEN and socket.pid in ours
+    ]
+    assert listening
+    assert [found for found in listening if not found[0].is_loopback] == []
 
 
 def test_health_needs_no_key_and_tells_the_truth(service: Service) -> None:
@@ -74,6 +88,13 @@ def test_a_model_must_be_there_and_able(service: Service, path: str) -> None:
     assert refusal(service.http.post(path, json=absent)) == (404, "model_not_found", "model")
     assert refusal(service.http.post(path, json=unable)) == (404, "task_not_supported", "model")
     assert refusal(service.http.post(path, json={**CHAT, "model": 3})) == (400, "invalid_value", "model")
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations"])
+def test_a_model_without_ears_takes_no_speech(service: Service, path: str) -> None:
+    speech = {"file": ("speech.wav", b"RIFF\x24\x00\x00\x00WAVE", "audio/wav")}
+    response = service.http.post(path, data={"model": "demo"}, files=speech)
+    assert refusal(response) == (404, "task_not_supported", "model")
 
 
 def test_api_chat_requires_a_model(service: Service) -> None:

@@ -39,6 +39,7 @@ NOWHERE = (404, "not_found", None)
         "/v1/models;x=1",
         "/v1/models%00",
         "/metrics/",
+        "/-/routes",
         "/api",
         "/",
     ],

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.config import GenerationConfig, ProjectConfig, ProjectsConfig, SchemathesisConfig
 
-from serve_app.gateway.errors import style_of
 from serve_app.gateway.policy.document import document
 from serve_app.gateway.policy.settings import PolicyConfig
+from serve_app.gateway.replies import style_of
 from serve_app.gateway.routes import MODEL_ROUTES
 from tests.service import Service
 

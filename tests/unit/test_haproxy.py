@@ -109,7 +109,19 @@ def test_what_no_gateway_answers_has_the_shape_of_all_errors(tmp_path: Path, bac
             "param": None,
             "code": "gateway_unavailable",
         }
-    assert answers[0].headers["x-request-id"] != answers[1].headers["x-request-id"]
+    ids = {answer.headers["x-request-id"] for answer in answers}
+    assert len(ids) == 2
+    assert {len(each) for each in ids} == {32}
+
+
+@pytest.mark.parametrize("backends", [0, 1], ids=["no application", "no gateway"])
+def test_serves_list_of_applications_is_no_route(tmp_path: Path, backends: int) -> None:
+    port = free_port()
+    with haproxy(written_by_ray(tmp_path, port, *(free_port() for _ in range(backends))), port):
+        for path in ("/-/routes", "/-/ROUTES"):
+            answer = httpx.get(f"http://127.0.0.1:{port}{path}")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+            assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize(("host", "bound"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "*")])
@@ -126,7 +138,7 @@ def test_configuring_twice_changes_nothing(tmp_path: Path) -> None:
     assert "errorfile" not in once
 
 
-@pytest.mark.parametrize("lost", ["frontend http_frontend", "option abortonclose"])
+@pytest.mark.parametrize("lost", ["frontend http_frontend", "option abortonclose", " if routes"])
 def test_another_template_is_not_guessed_at(tmp_path: Path, lost: str) -> None:
     config = written_by_ray(tmp_path, 8787, 9000).read_text().replace(lost, "something else")
     with pytest.raises(UnknownTemplate):

@@ -3,9 +3,14 @@
 import inspect
 from importlib.metadata import version
 
-from ray.serve._private import constants
+import grpc
+import psutil
+import pytest
+import ray
+from ray.serve._private import constants, replica
 from ray.serve._private.client import ServeControllerClient
 from ray.serve._private.http_util import RequestIdMiddleware, configure_http_middlewares
+from ray.serve._private.request_router import replica_wrapper
 from ray.serve.schema import ApplicationDetails, DeploymentDetails, ReplicaDetails
 
 from serve_app import ray_seam
@@ -27,6 +32,35 @@ def test_the_details_have_the_fields_we_read() -> None:
     assert "deployments" in ApplicationDetails.model_fields
     assert {"replicas", "status"} <= set(DeploymentDetails.model_fields)
     assert "state" in ReplicaDetails.model_fields
+
+
+def test_serve_binds_its_server_after_the_constructor_and_tells_callers_the_nodes_address() -> None:
+    bind = 'self._internal_grpc_port = add_port_to_grpc_server(self._server, "[::]:0")'
+    assert bind in inspect.getsource(replica.Replica._on_initialized)
+    assert inspect.getsource(replica).count("add_port_to_grpc_server(") == 1
+    initialize = inspect.getsource(replica.Replica.initialize)
+    assert 0 < initialize.index("initialize_callable()") < initialize.index("_on_initialized()")
+    assert "ray.util.get_node_ip_address()" in inspect.getsource(replica)
+    assert 'f"{self._replica_info.node_ip}:{self._replica_info.port}"' in inspect.getsource(replica_wrapper)
+
+
+@pytest.mark.parametrize("node", ["127.0.0.1", "::1"])
+async def test_serves_server_listens_on_the_nodes_address_alone(monkeypatch: pytest.MonkeyPatch, node: str) -> None:
+    before = listening()
+    monkeypatch.setattr(replica, "add_port_to_grpc_server", replica.add_port_to_grpc_server)  # put back afterwards
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: node)
+    ray_seam.listen_on_node_address()
+    ray_seam.listen_on_node_address()
+    server = grpc.aio.server()
+    port = replica.add_port_to_grpc_server(server, "[::]:0")
+    await server.start()
+    assert listening() - before == {(node, port)}
+    await server.stop(None)
+
+
+def listening() -> set[tuple[str, int]]:
+    sockets = [each for each in psutil.Process().net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    return {(each.laddr.ip.removeprefix("::ffff:"), each.laddr.port) for each in sockets}
 
 
 def test_serve_takes_our_edge_and_answers_with_its_request_id() -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from serve_app.gateway.limits.limiter import UNITS, Claim, Decision, Holder, Level, decide
+from serve_app.ray_seam import listen_on_node_address
 
 
 class _Bucket:
@@ -53,6 +54,7 @@ class MemoryLimiter:
 
     def __init__(self, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         """`lease_s`: seconds that a request's hold lasts unless renewed; `clock`: seconds."""
+        listen_on_node_address()  # as the limiter's actor
         self._lease_ms = round(lease_s * 1000)
         self._clock = clock
         self._accounts: dict[str, _Account] = {}

@@ -7,12 +7,12 @@ what a key without features may send to a model that takes text only, with the d
 import json
 from typing import Any
 
-from serve_app.gateway.errors import ANTHROPIC_TYPES, style_of
 from serve_app.gateway.policy.entries import RoutePolicy
 from serve_app.gateway.policy.fields import Object
 from serve_app.gateway.policy.rules import Schema, takes_nothing
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.policy.table import table
+from serve_app.gateway.replies import ANTHROPIC_TYPES, style_of
 from serve_app.gateway.routes import HEALTH, METRICS, MODEL_LISTS, MODEL_PREFIX, MODEL_ROUTES, USAGE, ModelRoute
 
 Part = dict[str, Any]

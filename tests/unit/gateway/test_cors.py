@@ -4,8 +4,9 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.gateway.cors import Cors, parse_origins
-from serve_app.gateway.errors import NotFound, Overloaded, send_error
+from serve_app.gateway.errors import NotFound, Overloaded
 from serve_app.gateway.headers import with_headers
+from serve_app.gateway.replies import send_error
 from serve_app.settings import ConfigError
 
 ORIGIN = b"https://chat.example.com"

@@ -9,7 +9,8 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.gateway.deadlines import DeadlinesConfig
-from serve_app.gateway.errors import GatewayError, Overloaded, Style
+from serve_app.gateway.errors import GatewayError, Overloaded
+from serve_app.gateway.replies import Style
 from serve_app.gateway.response import Answer
 from tests.unit.gateway.progress import Progress
 from tests.virtual_time import now, run

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve_app.gateway.errors import GatewayError, Headers, error_body
+from serve_app.gateway.errors import GatewayError, Headers
 from serve_app.gateway.policy.settings import PolicyConfig
+from serve_app.gateway.replies import error_body
 from tests.unit.policy.door import CHAT, JSON, LEAST, caller, check, error_of
 
 FORM = "/v1/audio/transcriptions"

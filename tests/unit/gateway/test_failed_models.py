@@ -1,0 +1,60 @@
+"""What health and requests are told of models that do not start."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from serve_app.config import load_model
+from serve_app.fleet.watch import FleetWatch
+from serve_app.gateway import reports
+from serve_app.gateway.config import GatewayConfig
+from serve_app.gateway.errors import GatewayError, ModelFailed, ModelLoading
+from serve_app.gateway.models import Model, Models
+from serve_app.ray_seam import Replicas
+
+LOADING, FAILED = Replicas(), Replicas(failed=True)
+
+
+class Watch(dict[str, Replicas]):
+    """The replicas of each deployment, as a test says."""
+
+    gpu_available = False
+
+
+def models_with(*replicas: Replicas) -> Models:
+    watch, models = Watch(), []
+    for number, each in enumerate(replicas):
+        handle: Any = SimpleNamespace(deployment_name=f"replica-{number}")
+        watch[handle.deployment_name] = each
+        models.append(Model(load_model("demo").model_copy(update={"id": f"m{number}"}), handle))
+    return Models(models, cast("FleetWatch", watch), GatewayConfig())
+
+
+@pytest.mark.parametrize(
+    ("replicas", "status"),
+    [([FAILED], "failed"), ([FAILED, FAILED], "failed"), ([FAILED, LOADING], "loading"), ([LOADING], "loading")],
+)
+def test_health_is_failed_when_no_model_will_answer(replicas: list[Replicas], status: str) -> None:
+    health = reports.health(models_with(*replicas))
+    assert (health.status, health.model_loaded, health.upstream_healthy) == (status, False, False)
+    assert [model.error for model in health.details.models] == [
+        reports.FAILED if each.failed else None for each in replicas
+    ]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "error", "headers"),
+    [
+        (FAILED, ModelFailed, {b"x-should-retry": b"false"}),
+        (LOADING, ModelLoading, {b"retry-after": b"10"}),
+    ],
+)
+def test_only_a_request_to_a_model_that_loads_is_told_to_come_again(
+    replicas: Replicas, error: type[GatewayError], headers: dict[bytes, bytes]
+) -> None:
+    models = models_with(replicas)
+    with pytest.raises(error) as refusal:
+        models.ready(next(iter(models)))
+    assert (refusal.value.status, dict(refusal.value.headers)) == (503, headers)
+    assert "m0" in str(refusal.value)
