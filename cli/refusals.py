@@ -26,7 +26,7 @@ def refusal(response: httpx.Response, settings: Settings) -> ServiceError:
     message = one_line(problem.message)
     if status in {401, 403}:
         return _key_refused(settings)
-    if status in {429, 503}:
+    if status in {429, 503} and response.headers.get("x-should-retry") != "false":
         return _busy(response, message)
     if status == 404 and problem.code == "model_not_found":
         return ModelUnknownError(message or "The service has no such model.")

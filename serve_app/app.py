@@ -67,7 +67,7 @@ def _replicas(model: ModelConfig) -> serve.Application:
 
 def replica_options(model: ModelConfig, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """What Serve is told of a model's replicas; `environment` is the one that their processes will inherit."""
-    variables = {**_cpu_defaults(model, environment), **model.env}
+    variables = {**_defaults(model, environment), **model.env}
     options: dict[str, Any] = {"ray_actor_options": _actor(model.num_cpus, variables)}
     if model.nodes > 1:
         # vLLM's Ray workers take the GPUs; the replica itself sits beside the first.
@@ -89,9 +89,11 @@ def replica_options(model: ModelConfig, environment: Mapping[str, str] = os.envi
     }
 
 
-def _cpu_defaults(model: ModelConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """What vLLM needs to be told on a CPU machine that does other work too, unless somebody has said it."""
+def _defaults(model: ModelConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    """What vLLM needs to be told of the machine, unless somebody has said it."""
     defaults: dict[str, str] = {}
+    if model.nodes == 1:
+        defaults["GLOO_SOCKET_IFNAME"] = "lo"  # its own choice is whatever address the host's name has
     if model.resolved_device() == "cpu":
         if not MEMORY_FLAGS & model.vllm_args.keys():
             defaults["VLLM_CPU_KVCACHE_SPACE"] = "4"  # GiB; vLLM's own share is 92 % of the machine's memory

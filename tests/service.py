@@ -1,6 +1,8 @@
 """The whole service as tests start it: `serve run` on a config of theirs, on ports of its own."""
 
+import contextlib
 import os
+import random
 import secrets
 import socket
 import subprocess
@@ -194,9 +196,12 @@ def command_line(process: psutil.Process) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody has; the system itself gives none of this range, so it stays free until the service starts."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port in 100 tries")
 
 
 def clean_environment() -> dict[str, str]:

@@ -49,7 +49,7 @@ def health(as_json: AsJson = False, wait: Wait = 0) -> None:
 
 
 async def _ask(settings: Settings, wait: float, aside: Console) -> "Health":
-    """Return the health, the first good one if it gets good within `wait` seconds."""
+    """Return the health: the first good or hopeless one within `wait` seconds, else the last."""
     from cli.client import Client  # noqa: PLC0415  httpx is not for --help to load
 
     clock = asyncio.get_running_loop().time
@@ -60,7 +60,7 @@ async def _ask(settings: Settings, wait: float, aside: Console) -> "Health":
             while True:
                 try:
                     reply = await client.health()
-                    if reply.status == "ok" or clock() >= deadline:
+                    if reply.status in {"ok", "failed"} or clock() >= deadline:
                         return reply
                     status.update(Text(_progress(reply), style="dim"))
                 except UnreachableError:
@@ -90,7 +90,7 @@ def _table(models: "list[ModelHealth]") -> Table:
     table.add_column("context", justify="right")
     for model in models:
         status = f"{model.status}: {model.error}" if model.error else model.status
-        style = {"ready": "green", "loading": "yellow"}.get(model.status, "red")
+        style = {"ready": "green", "idle": "green", "loading": "yellow"}.get(model.status, "red")
         table.add_row(
             Text(one_line(model.id), style="bold"),
             Text(one_line(status), style=style),

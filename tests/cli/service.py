@@ -73,9 +73,10 @@ def says(*pieces: str) -> Stream:
     return Stream([delta(role="assistant"), *(delta(content=piece) for piece in pieces), ending(len(pieces))])
 
 
-def refuses(status: int, code: str, message: str, retry_after: str = "") -> Response:
+def refuses(status: int, code: str, message: str, retry_after: str = "", *, final: bool = False) -> Response:
     error = {"error": {"message": message, "type": "t", "param": None, "code": code}}
-    return JSONResponse(error, status, headers={"Retry-After": retry_after} if retry_after else {})
+    headers = {"Retry-After": retry_after} if retry_after else {}
+    return JSONResponse(error, status, headers | ({"x-should-retry": "false"} if final else {}))
 
 
 def healthy(**model: Any) -> dict[str, Any]:

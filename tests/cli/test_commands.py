@@ -107,6 +107,14 @@ def test_an_answer_cut_at_the_token_limit_says_so(service: Service) -> None:
             refuses(429, "rate_limit_exceeded", "Over 60 requests a minute.", "7"),
             ["✗ Over 60 requests a minute.", "  Try again in 7 s."],
         ),
+        (
+            refuses(503, "model_failed", "Model demo does not start.", final=True),
+            ["✗ The service failed (503).", "  Model demo does not start."],
+        ),
+        (
+            refuses(429, "rate_limit_exceeded", "This is more than a minute's tokens.", final=True),
+            ["✗ The service refused the request (429).", "  This is more than a minute's tokens."],
+        ),
         (refuses(429, "x", "", "9999"), ["✗ Too many requests with this key.", "  Try again in 60 s."]),
         (refuses(429, "x", "", "soon"), ["✗ Too many requests with this key.", "  Try again in 5 s."]),
         (

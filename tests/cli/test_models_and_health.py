@@ -65,6 +65,12 @@ def test_health_waits_for_a_service_that_loads(service: Service) -> None:
     assert (result.exit_code, json.loads(result.stdout)) == (0, healthy())
 
 
+def test_health_does_not_wait_for_what_has_failed(service: Service) -> None:
+    service.healths.appendleft(healthy(status="failed") | {"status": "failed"})
+    result = run("health", "--json", "--wait", "20")
+    assert (result.exit_code, json.loads(result.stdout)["status"]) == (1, "failed")
+
+
 def test_health_waits_no_longer_than_told(service: Service) -> None:
     service.healths[0] = healthy(status="loading") | LOADING
     assert run("health", "--json", "--wait", "0.1").exit_code == 1

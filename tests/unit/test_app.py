@@ -21,6 +21,7 @@ def variables(environment: dict[str, str] | None = None, **settings: Any) -> dic
     """The replica's own environment, less what every process of the service has."""
     own: dict[str, str] = options(environment, **settings)["ray_actor_options"]["runtime_env"]["env_vars"]
     assert own.items() >= ENVIRONMENT.items()
+    assert own.pop("GLOO_SOCKET_IFNAME") == "lo"
     return {name: value for name, value in own.items() if name not in ENVIRONMENT}
 
 
@@ -48,6 +49,7 @@ def test_a_replica_over_two_nodes_has_a_bundle_for_each_gpu() -> None:
     assert made["placement_group_bundles"] == [{"CPU": 3, "GPU": 1}, {"GPU": 1}, {"GPU": 1}, {"GPU": 1}]
     assert made["placement_group_strategy"] == "PACK"
     assert "num_gpus" not in made["ray_actor_options"]
+    assert "GLOO_SOCKET_IFNAME" not in made["ray_actor_options"]["runtime_env"]["env_vars"]
 
 
 def test_the_settings_of_a_model_reach_serve() -> None:
