@@ -131,23 +131,3 @@ def test_real_vllm_resumes_token_for_token(client: openai.OpenAI, service: Servi
         wait_for(lambda: not any(map(alive, [replica, *family])), "the end of the dead replica's children", 5)
         assert [result.result().text for result in results] == expected
     assert [(stream.finish, stream.tokens) for stream in streams] == [("length", 600)] * 4
-
-
-@pytest.mark.parametrize("victim", ["replica", "worker"])
-def test_all_processes_of_a_model_of_several_ranks_end_together(
-    client: openai.OpenAI, service: Service, victim: str
-) -> None:
-    wait_for(lambda: service.up("demo-tp", 1), "the return of demo-tp", 240)
-    settings: dict[str, Any] = {"max_tokens": 600, "temperature": 0, "extra_body": {"ignore_eos": True}}
-    expected = Stream(client, "demo-tp", "A story", **settings).read().text
-    with ThreadPoolExecutor(1) as threads:
-        stream = Stream(client, "demo-tp", "A story", **settings)
-        result = threads.submit(stream.read, 100)
-        assert stream.grown.wait(60)
-        replica = service.replicas("demo-tp")[0]
-        family = [replica, *replica.children(recursive=True)]
-        worker = next(process for process in family if "VLLM::Worker" in command_line(process))
-        (worker if victim == "worker" else replica).kill()
-        wait_for(lambda: not any(map(alive, family)), "the end of the whole family", 5)
-        assert result.result().text == expected  # from the replica that Serve starts instead
-    assert (stream.finish, stream.tokens) == ("length", 600)
