@@ -116,6 +116,10 @@ def test_it_is_right_as_often_as_its_card_says() -> None:
     card = dict(
         re.findall(r"^\| (.+?) \| \d+ \| \d+ \| ([\d.]+)%", (DEMO_MODEL / "README.md").read_text(), re.MULTILINE)
     )
-    asked = [Suite(suite.name, suite.cases[5::40], suite.bar) for suite in suites(read_corpus()) if suite.bar]
+    asked = [
+        Suite(suite.name, suite.cases[:: len(suite.cases) // 50], suite.bar)
+        for suite in suites(read_corpus())
+        if suite.bar
+    ]
     shares = {outcome.suite.name: outcome.share for outcome in evaluate(model, tokenizer, asked)}
     assert [name for name, share in shares.items() if share < float(card[name]) / 100 - 0.15] == []
