@@ -17,7 +17,7 @@ SUBJECTS = ["a lamp", "the sea", "seven keys", "an old engine", "Müller's café
 
 
 def requests() -> list[tuple[str, dict[str, Any]]]:
-    """Fifty requests: chat and completions, short and long, with stop strings, penalties, bias, n and grammars."""
+    """Fifty requests: chat and completions, short and long, with stop strings, penalties, bias and grammars."""
     varied: list[tuple[str, dict[str, Any]]] = []
     for number, subject in enumerate(SUBJECTS):
         chat = {"messages": [{"role": "user", "content": f"Tell me about {subject}."}]}
@@ -38,7 +38,7 @@ def requests() -> list[tuple[str, dict[str, Any]]]:
             ("/v1/chat/completions", {**chat, "max_tokens": 40, "stop": ["token", "the"]}),
             ("/v1/chat/completions", {**chat, "max_tokens": 20, "logit_bias": {str(300 + number): 4}}),
             ("/v1/chat/completions", {**chat, "max_tokens": 60, "response_format": {"type": "json_object"}}),
-            ("/v1/completions", {**text, "max_tokens": 64, "n": 2, "temperature": 1, "seed": number}),
+            ("/v1/completions", {**text, "max_tokens": 64}),
             ("/v1/completions", {**text, "max_tokens": 24, "repetition_penalty": 1.3}),
             ("/v1/completions", {"prompt": subject * 100, "max_tokens": 16, "min_tokens": 16}),
         ]
