@@ -26,11 +26,16 @@ def deploy_failure(log: str, controller_log: str) -> str | None:
 
 def model_failure(model: str, log: str, controller_log: str) -> str:
     """Why the replicas of a model do not start. Serve's log has their error, the service's that of an engine core."""
-    deployment = MODEL + re.sub(r"[^A-Za-z0-9.-]+", "-", model)
+    deployment = deployment_of(model)
     failures = [text for name, text in replica_failures(controller_log) if name == deployment]
     written = [line for line in log.splitlines() if f":{deployment} pid=" in line]
     causes = (find_error(text) for text in (*failures[-1:], "\n".join(written)))
     return next((cause for cause in causes if cause), "its replicas do not start")
+
+
+def deployment_of(model: str) -> str:
+    """The name that a model's replicas have in Serve; serve_app/app.py gives it."""
+    return MODEL + re.sub(r"[^A-Za-z0-9.-]+", "-", model)
 
 
 def replica_failures(controller_log: str) -> list[tuple[str, str]]:

@@ -90,9 +90,10 @@ class Models:
             ModelLoading: no replica can answer.
             ModelFailed: and none will.
         """
-        if self.state(model) is State.FAILED:
+        state = self.state(model)
+        if state is State.FAILED:
             raise ModelFailed(model.config.id)
-        if model.frontend is None or self.state(model) is not State.READY:
+        if model.frontend is None or state is not State.READY:
             raise ModelLoading(model.config.id, RETRY_AFTER_S)
         return model.frontend
 

@@ -106,3 +106,18 @@ def test_it_calls_a_tool_and_says_its_result(client: openai.OpenAI) -> None:
     ]
     said = client.chat.completions.create(model="demo", messages=messages, tools=[WEATHER], temperature=0).choices[0]
     assert said.message.content == "It is 4 degrees and cloudy in Oslo."
+
+
+def test_a_named_tool_is_called(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="demo",
+        messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+        tools=[WEATHER],
+        tool_choice={"type": "function", "function": {"name": "get_weather"}},
+        max_tokens=200,
+        temperature=0,
+    )
+    assert answer.choices[0].message.tool_calls is not None
+    (called,) = answer.choices[0].message.tool_calls
+    assert called.type == "function"
+    assert (called.function.name, json.loads(called.function.arguments)) == ("get_weather", {"city": "Paris"})

@@ -25,15 +25,6 @@ WEATHER: ChatCompletionToolParam = {
     },
 }
 
-FORECAST: ChatCompletionToolParam = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Current weather of a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
-
 
 @pytest.fixture
 def client(service: Service) -> openai.OpenAI:
@@ -151,21 +142,6 @@ def test_a_tool_call_is_parsed_by_vllm(client: openai.OpenAI, stream: bool) -> N
         assert called.type == "function"
         name, arguments, reason = called.function.name, called.function.arguments, answer.finish_reason
     assert (name, json.loads(arguments), reason) == ("get_weather", {"unit": "celsius", "rain": True}, "tool_calls")
-
-
-def test_a_named_tool_is_called_by_real_vllm(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(
-        model="demo",
-        messages=[{"role": "user", "content": "What is the weather in Paris?"}],
-        tools=[FORECAST],
-        tool_choice={"type": "function", "function": {"name": "get_weather"}},
-        max_tokens=200,
-        temperature=0,
-    )
-    assert answer.choices[0].message.tool_calls is not None
-    (called,) = answer.choices[0].message.tool_calls
-    assert called.type == "function"
-    assert (called.function.name, json.loads(called.function.arguments)) == ("get_weather", {"city": "Paris"})
 
 
 def test_completions(client: openai.OpenAI) -> None:

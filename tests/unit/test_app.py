@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from ray import serve
 
+from cli.launcher.failures import deployment_of
 from serve_app.app import ENVIRONMENT, replica_options
 from serve_app.config import ModelConfig, load_model
 from serve_app.replica.deployment import Replica
@@ -56,6 +57,11 @@ def test_the_settings_of_a_model_reach_serve() -> None:
     made = options(id="acme/Chat_1.5", replicas=3, max_ongoing_requests=7, drain_timeout_s=9, device="cpu")
     assert (made["name"], made["num_replicas"]) == ("replica-acme-Chat-1.5", 3)
     assert (made["max_ongoing_requests"], made["graceful_shutdown_timeout_s"]) == (7, 9)
+
+
+@pytest.mark.parametrize("name", ["demo", "acme/Chat_1.5", "a:b//c"])
+def test_the_launcher_looks_for_replicas_by_their_name(name: str) -> None:
+    assert options(id=name)["name"] == deployment_of(name)
 
 
 @pytest.mark.parametrize(
