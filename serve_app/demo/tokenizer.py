@@ -1,7 +1,7 @@
 """The demo model's tokenizer: byte-level BPE in which a word has the same tokens wherever it stands.
 
-A model this small copies well only token by token. So a word is first split without the space before it; only
-then do frequent words join with that space. `Zurich` is the same tokens in a sentence and in a JSON string.
+A model this small copies well only token by token. So a word is split without the space before it: `Zurich` is the
+same tokens in a sentence and in a JSON string. Only the most frequent words, which are seldom copied, join with it.
 """
 
 import json
@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from serve_app.demo.template import BOS, EOS, HEADER, MARKUP
 
 VOCABULARY = 3072
-SPACED_WORDS = 900  # tokens that are a frequent word with the space before it
+SPACED_WORDS = 150  # tokens that are a frequent word with the space before it
 SPACE = "\u0120"  # as byte-level BPE writes a space
 JSON_MARKS = r'\{"|": \{"|": "|": |", "|"\}+|"'
 REST = rf'|\p{{N}}|{JSON_MARKS}|[^\s\p{{L}}\p{{N}}"]+|\n+| +|\s'
@@ -33,11 +33,12 @@ def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
     trained = json.loads(words.to_str())["model"]
     vocabulary: dict[str, int] = trained["vocab"]
     merges = [tuple(merge) for merge in trained["merges"]]
-    for word in _frequent_words(texts, vocabulary):
+    spaced = _frequent_words(texts, vocabulary)
+    for word in spaced:
         vocabulary[SPACE + word] = len(vocabulary)
         merges.append((SPACE, word))
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = _splitter(r" ?\p{L}+" + REST)
+    tokenizer.pre_tokenizer = _splitter(rf" (?:{'|'.join(spaced)})(?!\p{{L}})|\p{{L}}+" + REST)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([BOS, HEADER, EOS])
     # Tokens but not special ones: the tool and reasoning parsers read markup in the answer's text.

@@ -53,11 +53,15 @@ class Values:
         random, pool = self._random, self._pools[kind]
         if not self._held_out and random.random() < (0.3 if kind == "word" else 0.65):
             most = 1 if kind == "word" or not pool.open else 3
-            return _written_as(pool, [self.word() for _ in range(random.randint(1, most))])
+            return _written_as(pool, [self._word_or_number() for _ in range(random.randint(1, most))])
         if pool.open and random.random() < (0.15 if kind == "word" else 0.35):
             most = 1 if kind == "word" else random.choice([1, 1, 1, 2])
             return _written_as(pool, [self.made_up() for _ in range(most)])
         return random.choice(pool.held_out if self._held_out else pool.train)
+
+    def _word_or_number(self) -> str:
+        """Mostly a word; a number now and then, as dates have."""
+        return str(self._random.randint(1, 31)) if self._random.random() < 0.12 else self.word()
 
     def made_up(self) -> str:
         """A word that no language needs to have."""
