@@ -7,7 +7,7 @@ Source: https://rfc.zeromq.org/spec/26/ (CurveZMQ), https://rfc.zeromq.org/spec/
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import zmq
@@ -30,12 +30,14 @@ class Sink(NamedTuple):
 
 
 class Header(msgspec.Struct, array_like=True, gc=False):
-    """Precedes the outputs of one engine step."""
+    """Precedes the outputs of one engine step, or stands alone."""
 
     replica: str
     """The replica's id in Serve."""
-    offsets: list[int]
+    offsets: list[int] = []
     """For each output, how many tokens of its attempt were pushed before it."""
+    begun: list[str] = []
+    """Request ids, marked with the attempt, that were held back here and are given to the engine core now."""
 
 
 class SinkGone(Exception):
@@ -65,9 +67,10 @@ class TokenReceiver:
         self._outputs = MsgpackDecoder(EngineCoreOutputs)
 
     async def receive(self) -> tuple[Header, EngineCoreOutputs]:
-        """The next engine step of any replica, in the order in which that replica took it."""
+        """The next message of any replica, in the order in which that replica sent it; without a step it is empty."""
         frames = await self._socket.recv_multipart(copy=False)
-        return self._header.decode(frames[0].buffer), self._outputs.decode(frames[1:])
+        step = self._outputs.decode(frames[1:]) if len(frames) > 1 else EngineCoreOutputs()
+        return self._header.decode(frames[0].buffer), step
 
     def close(self) -> None:
         self._authenticator.stop()
@@ -106,16 +109,22 @@ class TokenSender:
         Raises:
             SinkGone: the gateway does not read. Its socket is closed and what waits in it is lost.
         """
-        frames = [self._header.encode(Header(self._replica, offsets)), *self._outputs.encode(outputs)]
-        try:
-            self._sockets[address].send_multipart(frames, zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            self._sockets.pop(address).close(0)
-            raise SinkGone(address) from None
+        self._send(address, Header(self._replica, offsets), self._outputs.encode(outputs))
+
+    def begin(self, address: str, attempt: str) -> None:
+        """Tell a gateway that an attempt is given to the engine core now; raises SinkGone as `push` does."""
+        self._send(address, Header(self._replica, begun=[attempt]))
 
     def close(self, flush_s: float = 0) -> None:
         """Close all sockets, after giving what waits in them `flush_s` seconds to leave."""
         self._context.destroy(int(flush_s * 1000))
+
+    def _send(self, address: str, header: Header, outputs: Sequence[Any] = ()) -> None:
+        try:
+            self._sockets[address].send_multipart([self._header.encode(header), *outputs], zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            self._sockets.pop(address).close(0)
+            raise SinkGone(address) from None
 
 
 class _Only:

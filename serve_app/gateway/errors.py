@@ -21,11 +21,13 @@ GatewayError
         InvalidImage          400  an image that cannot be read, or is too large
         InvalidContent        400  text that would stand for media
     Unprocessable       422  the body is well formed, but what it refers to cannot be used
+        RequestRefused  422  the request is known to kill replicas
     TooLarge            413  the body is over the limit
     UnsupportedMedia    415  a content type or encoding that the route does not take
     RateLimited         429  one of the key's limits is reached
     HeadersTooLarge     431  too many headers, or too large
     UpstreamFailed      500  the model's replica failed while it answered
+        FailedTwice     500  two replicas did, and the request is what kills them
     ModelLoading        503  no replica of the model can answer yet
     ModelFailed         503  the replicas of the model do not start
     Overloaded          503  the model has no place for the request, or none in time
@@ -37,6 +39,8 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 Headers = list[tuple[bytes, bytes]]
+NO_RETRY = (("x-should-retry", "false"),)
+"""What keeps OpenAI's and Anthropic's clients from sending a request again by themselves."""
 
 
 class GatewayError(Exception):
@@ -143,6 +147,13 @@ class Unprocessable(GatewayError):
     status, type, code = 422, "invalid_request_error", "invalid_value"
 
 
+class RequestRefused(Unprocessable):
+    code = "request_refused"
+
+    def __init__(self) -> None:
+        super().__init__("The model has failed twice over this request, which is refused for now.", headers=NO_RETRY)
+
+
 class TooLarge(GatewayError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
@@ -179,7 +190,7 @@ class ModelFailed(GatewayError):
     def __init__(self, model: str) -> None:
         super().__init__(
             f"The model `{model}` does not start. Whoever runs the service has to repair it.",
-            headers=[("x-should-retry", "false")],
+            headers=NO_RETRY,
         )
 
 
@@ -188,6 +199,15 @@ class UpstreamFailed(GatewayError):
 
     def __init__(self) -> None:
         super().__init__("The model failed while it answered. The answer is not complete.")
+
+
+class FailedTwice(UpstreamFailed):
+    code = "request_refused"
+
+    def __init__(self) -> None:
+        GatewayError.__init__(
+            self, "The model failed twice over this request, which is refused from now on.", headers=NO_RETRY
+        )
 
 
 class Overloaded(GatewayError):
@@ -213,4 +233,4 @@ class DeadlineExceeded(GatewayError):
     status, type, code = 504, "server_error", "timeout"
 
     def __init__(self, what: str, limit_s: float) -> None:
-        super().__init__(f"{what} took longer than {limit_s:g} seconds.", headers=[("x-should-retry", "false")])
+        super().__init__(f"{what} took longer than {limit_s:g} seconds.", headers=NO_RETRY)

@@ -32,12 +32,14 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 from serve_app.config import ModelConfig
 from serve_app.fleet.client import FleetClient
 from serve_app.fleet.journal import Entry
+from serve_app.fleet.quarantine import Quarantine
+from serve_app.fleet.settings import FailoverConfig
 from serve_app.gateway.admission import Admission, AdmissionConfig
 from serve_app.gateway.ticket import admit
 from serve_app.replica.arguments import parse_arguments
 from serve_app.replica.deployment import Description
 from serve_app.telemetry.metrics import adopt_vllm_metrics
-from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, VllmConfig
+from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, VllmConfig, restart_output
 
 MOST_TOKENS = 4  # of a chunk, under load
 HELD_BACK_S = 0.1  # a token waits no longer for the others of its chunk
@@ -108,6 +110,8 @@ async def open_frontend(
     host: str,
     on_replica_lost: Callable[[], None],
     admission: AdmissionConfig,
+    failover: FailoverConfig,
+    quarantine: Quarantine,
 ) -> Frontend:
     """Build the front end of a model from what one of its replicas said of it."""
     enable_envs_cache()
@@ -116,7 +120,18 @@ async def open_frontend(
     config: VllmConfig = pickle.loads(description.config)  # noqa: S301 - from our replica, by Serve
     # The replica's has the reasoning parser, which vLLM takes from a flag of its own when it builds the whole config.
     arguments.structured_outputs_config = config.structured_outputs_config
-    fleet = FleetClient(replicas, host, description.tasks, on_replica_lost, admit)
+    fleet = FleetClient(
+        replicas,
+        host,
+        description.tasks,
+        on_replica_lost,
+        admit,
+        model=model.id,
+        engine=description.traits,
+        failover=failover,
+        quarantine=quarantine,
+        restart_output=lambda request: restart_output(engine.output_processor, request),
+    )
     with _engine_core_is(fleet):
         engine = AsyncLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
     engine.renderer.start_mm_warmup_in_background()

@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 
 from serve_app.config import load_model
+from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.watch import FleetWatch
 from serve_app.gateway import reports
 from serve_app.gateway.config import GatewayConfig
@@ -28,7 +29,7 @@ def models_with(*replicas: Replicas) -> Models:
         handle: Any = SimpleNamespace(deployment_name=f"replica-{number}")
         watch[handle.deployment_name] = each
         models.append(Model(load_model("demo").model_copy(update={"id": f"m{number}"}), handle))
-    return Models(models, cast("FleetWatch", watch), GatewayConfig())
+    return Models(models, cast("FleetWatch", watch), GatewayConfig(), Quarantine(600))
 
 
 @pytest.mark.parametrize(
