@@ -8,6 +8,7 @@ service; the bounds here hold before a gateway sees the request.
 
 import asyncio
 import re
+import socket
 import uuid
 from typing import Any
 
@@ -21,6 +22,8 @@ from serve_app.gateway.replies import JSON, error_body
 HEAD_BYTES = 64 * 1024
 READ_S = 10.0
 """For a head, and for the rest of a body that is answered already."""
+STALL_S = 60
+"""For a client to take what it is sent; whole seconds."""
 
 _HOST = re.compile(rb"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
@@ -45,6 +48,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # closing alone would wait for a client that reads nothing
+            stalled_ms = STALL_S * 1000
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stalled_ms)
         self._expect_more()
 
     def connection_lost(self, exc: Exception | None) -> None:

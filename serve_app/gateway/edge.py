@@ -61,10 +61,12 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         answer = _Answer(send, scope, self._origins)
         if scope["path"] == SERVES_ROUTES:
-            return await answer.refuse(NoSuchRoute())
+            await answer.refuse(NoSuchRoute())
+            return
         headers = [pair for pair in scope["headers"] if not _steers(pair[0])]
         headers.append((REQUEST_ID, answer.request_id))
         scope = {**scope, "headers": headers}

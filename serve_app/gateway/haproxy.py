@@ -117,6 +117,7 @@ def _rules(origins: Collection[bytes]) -> str:
     """For all requests, before Serve's own. Of answers, pages learn HAProxy's own here: the gateways' are marked."""
     rules = f"""    log-format "{LOG_FORMAT}"
     {_answer(NO_HTTP)} if !{{ path_beg / }}
+    http-response del-header server
 """
     if not origins:
         return rules

@@ -1,6 +1,7 @@
 """What a client's connection bears: over a real uvicorn and real sockets."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -206,6 +207,24 @@ async def test_a_refusal_is_never_put_into_an_answer_that_has_begun() -> None:
         await client.read_until(b"begun\r\n")
         client.send(b"no HTTP\r\n\r\n")
         assert await client.read_all() == b""
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no time-out for it")
+async def test_a_client_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "STALL_S", 1)
+    gone = asyncio.Event()
+
+    async def large(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 20_000_000, "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    async with served(large, http=Connection) as port:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+            await asyncio.wait_for(gone.wait(), 20)
 
 
 def test_the_servers_that_serve_starts_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
