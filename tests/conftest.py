@@ -56,6 +56,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         },
         narrow(),
     ]
-    gateway = {"admission": {"max_waiting": 20, "max_wait_s": 60}}
+    # Tests send many wrong keys, all from one address.
+    gateway = {"admission": {"max_waiting": 20, "max_wait_s": 60}, "keys": {"failures_per_minute": 0}}
     with launched_service(folder, models, gateway=gateway, keys=KEYS) as running:
         yield running

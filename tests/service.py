@@ -82,7 +82,7 @@ class Service:
     def takes(self, key: str) -> bool:
         """Whether a key opens the service. /metrics tells without using up the key's limits."""
         headers = {"authorization": f"Bearer {key}"}
-        return self._asker.get(f"{self.url}/metrics", headers=headers).status_code != 401
+        return self._asker.get(f"{self.url}/metrics", headers=headers).status_code in {200, 403}
 
     def processes(self, title: str = "") -> list[psutil.Process]:
         """The service's live processes whose command line contains `title`."""

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.conftest import demo
+from tests.serve.raw_http import exchange
 from tests.serve.refusals import CHAT, MARK, PATH, assert_ours, chat, content, post, refusal
 from tests.serve.test_conformance import VERSIONS, play
 from tests.service import Service, running_service
@@ -133,6 +134,11 @@ def test_headers_that_are_too_large_are_refused(direct: Service) -> None:
     assert refusal(post(direct, json.dumps(CHAT).encode(), **headers)) == (431, "headers_too_large", None)
 
 
+def test_what_is_not_http_as_it_should_be_is_refused_here_too(direct: Service) -> None:
+    answer = exchange(direct.url, b"GET /v1/models HTTP/1.1\r\n\r\n")
+    assert (refusal(answer.response), answer.closed) == ((400, "invalid_value", None), True)
+
+
 @pytest.mark.parametrize("given", ["mine", MARK])
 def test_the_id_is_the_services_here_too(direct: Service, given: str) -> None:
     response = post(direct, json.dumps(CHAT).encode(), x_request_id=given)
@@ -143,8 +149,11 @@ def test_the_id_is_the_services_here_too(direct: Service, given: str) -> None:
 def test_guessing_keys_is_slowed_down_and_a_right_key_is_not(direct: Service) -> None:
     """The last test here: until the minute is over every wrong key gets this answer."""
     wrong = {"authorization": f"Bearer sk-{MARK}"}
-    while refusal(answer := httpx.get(f"{direct.url}/v1/models", headers=wrong)) == (401, "invalid_api_key", None):
-        pass
+    answers = (
+        httpx.get(f"{direct.url}/v1/models", headers={**wrong, "x-forwarded-for": f"10.0.0.{number}"})
+        for number in range(3 * FAILURES)
+    )
+    answer = next(answer for answer in answers if refusal(answer) != (401, "invalid_api_key", None))
     assert refusal(answer) == (429, "invalid_api_key", None)
     assert 1 <= int(answer.headers["retry-after"]) <= 60
     assert answer.headers["x-should-retry"] == "false"
