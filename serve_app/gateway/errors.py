@@ -28,7 +28,6 @@ GatewayError
     RateLimited         429  one of the key's limits is reached
     HeadersTooLarge     431  too many headers, or too large
     UpstreamFailed      500  the model's replica failed while it answered
-        FailedTwice     500  two replicas did, and the request is what kills them
     ModelLoading        503  no replica of the model can answer yet
     ModelFailed         503  the replicas of the model do not start
     Overloaded          503  the model has no place for the request, or none in time
@@ -41,8 +40,8 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 Headers = list[tuple[bytes, bytes]]
+# Keeps OpenAI's and Anthropic's clients from sending a request again by themselves.
 NO_RETRY = (("x-should-retry", "false"),)
-"""What keeps OpenAI's and Anthropic's clients from sending a request again by themselves."""
 
 
 class GatewayError(Exception):
@@ -199,26 +198,15 @@ class ModelFailed(GatewayError):
     status, type, code = 503, "server_error", "model_failed"
 
     def __init__(self, model: str) -> None:
-        super().__init__(
-            f"The model `{model}` does not start. Whoever runs the service has to repair it.",
-            headers=NO_RETRY,
-        )
+        message = f"The model `{model}` does not start. Whoever runs the service has to repair it."
+        super().__init__(message, headers=NO_RETRY)
 
 
 class UpstreamFailed(GatewayError):
     status, type, code = 500, "server_error", "upstream_failed"
 
-    def __init__(self) -> None:
-        super().__init__("The model failed while it answered. The answer is not complete.")
-
-
-class FailedTwice(UpstreamFailed):
-    code = "request_refused"
-
-    def __init__(self) -> None:
-        GatewayError.__init__(
-            self, "The model failed twice over this request, which is refused from now on.", headers=NO_RETRY
-        )
+    def __init__(self, headers: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__("The model failed while it answered. The answer is not complete.", headers=headers)
 
 
 class Overloaded(GatewayError):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from serve_app.fleet.journal import Entry
 from serve_app.gateway.admission import Admission, Slot
-from serve_app.gateway.errors import ContextLengthExceeded, FailedTwice, GatewayError, RequestRefused, UpstreamFailed
+from serve_app.gateway.errors import NO_RETRY, ContextLengthExceeded, GatewayError, RequestRefused, UpstreamFailed
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.limits.limiter import Quota
 from serve_app.gateway.limits.requests import Reservation
@@ -133,7 +133,7 @@ class Ticket:
             raise
         self.entries.append(entry)
         entry.on_error = lambda: self._fail(UpstreamFailed())
-        entry.on_refused = lambda: self._fail(FailedTwice() if entry.replicas else RequestRefused())
+        entry.on_refused = lambda: self._fail(UpstreamFailed(NO_RETRY) if entry.replicas else RequestRefused())
 
     def _fail(self, error: GatewayError) -> None:
         self.refusal = self.refusal or error

@@ -9,14 +9,10 @@ from vllm.config import VllmConfig
 
 from serve_app.config import ModelConfig
 from serve_app.ledger.row import Row
-from tests.unit.fleet.answers import ask
+from tests.answers import CASES, ask
 from tests.unit.fleet.bed import Bed, config_of, running_bed, scripted_model, until
 
-WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-ANSWER = f"[[answer: {WORDS}]]"
-UTF8 = "[[answer: Grüße, 世界 🎉 naïve ✓ — end]]"
-TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich 🎉"}}\n</tool_call>'
+ANSWER = CASES["plain"][0]
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +35,6 @@ async def row(bed: Bed) -> Row:
     """The ledger's last row, once the request of it has ended."""
     await until(lambda: bed.ledger.rows and not bed.entries, "the end of the request")
     return bed.ledger.rows[-1]
-
-
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "plain": (ANSWER, {}),
-    "utf-8": (UTF8, {}),
-    "logprobs": (UTF8, {"logprobs": True, "top_logprobs": 2}),
-    "stop string": (ANSWER, {"stop": ["x seven ei", "even eight ni"]}),
-    "stop string kept": (ANSWER, {"stop": "even eight", "extra_body": {"include_stop_str_in_output": True}}),
-    "choices": (ANSWER, {"n": 2, "temperature": 1}),
-    "length": (ANSWER, {"max_tokens": 9}),
-    "no end of its own": (ANSWER, {"max_tokens": 40, "extra_body": {"ignore_eos": True}}),
-    "a least length": ("[[answer: one two]]", {"max_tokens": 40, "extra_body": {"min_tokens": 12}}),
-    "reasoning": (
-        "[[answer: <think>\nGrüße one two three\n</think>\n\nfour five six]]",
-        {"extra_body": {"chat_template_kwargs": {"enable_thinking": True}}},
-    ),
-    "tool call": (f"[[answer: Well: {CALL}]]", {"tools": [TOOL]}),
-}
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])

@@ -13,7 +13,7 @@ from vllm.config import VllmConfig
 from serve_app.config import ModelConfig
 from serve_app.fleet import client
 from serve_app.fleet.channel import SinkGone
-from tests.unit.fleet.answers import ask
+from tests.answers import ask
 from tests.unit.fleet.bed import config_of, running_bed, scripted_model, until
 
 WORDS = "one two three four five six seven eight nine ten"

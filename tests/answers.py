@@ -1,9 +1,32 @@
-"""What the client of a chat gets, streamed or whole, in a form that can be compared."""
+"""Answers of every kind for the scripted engine, and what the client of a chat gets, in a form that can be compared."""
 
 from typing import Any
 
 import openai
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
+_PLAIN, _UTF8 = f"[[answer: {WORDS}]]", "[[answer: Grüße, 世界 🎉 naïve ✓ — end]]"
+_CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich 🎉"}}\n</tool_call>'
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": (_PLAIN, {}),
+    "utf-8": (_UTF8, {}),
+    "logprobs": (_UTF8, {"logprobs": True, "top_logprobs": 2}),
+    "stop string": (_PLAIN, {"stop": ["x seven ei", "even eight ni"]}),
+    "stop string kept": (_PLAIN, {"stop": "even eight", "extra_body": {"include_stop_str_in_output": True}}),
+    "choices": (_PLAIN, {"n": 2, "temperature": 1}),
+    "length": (_PLAIN, {"max_tokens": 9}),
+    "no end of its own": (_PLAIN, {"max_tokens": 40, "extra_body": {"ignore_eos": True}}),
+    "a least length": ("[[answer: one two]]", {"max_tokens": 40, "extra_body": {"min_tokens": 12}}),
+    "reasoning": (
+        "[[answer: <think>\nGrüße one two three\n</think>\n\nfour five six]]",
+        {"extra_body": {"chat_template_kwargs": {"enable_thinking": True}}},
+    ),
+    "tool call": (f"[[answer: Well: {_CALL}]]", {"tools": [WEATHER]}),
+}
+"""Messages to the scripted engine, and the settings that go with them."""
 
 
 async def ask(client: openai.AsyncOpenAI, content: str, *, stream: bool, **settings: Any) -> dict[str, Any]:
