@@ -73,15 +73,16 @@ def test_only_a_request_to_a_model_that_loads_is_told_to_come_again(
 
 def client_of(models: Models) -> httpx.AsyncClient:
     """A client of the gateway's own app, without Serve around it."""
+    policy = Policy(PolicyConfig(), b"secret")
     app = GatewayApp(
         models=models,
+        policy=policy,
         keyring=Keyring(KeysConfig(), {"PROXY_API_KEY": KEY}),
         limits=RequestLimits(MemoryLimiter(30), 30),
         quota=Quota(),
-        inference=Inference(models, Policy(PolicyConfig(), b"secret"), None, GatewayConfig()),
+        inference=Inference(models, policy, None, GatewayConfig()),
         usage=UsageReports(None),
         registries=[],
-        sees_clients=False,
     )
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
 
