@@ -1,4 +1,5 @@
-"""A service that clients reach without a proxy, with short deadlines and a page that may call it."""
+"""A service that clients reach without a proxy, with short deadlines, a page that may call it, and a model that never
+gets the CPUs that it asks for."""
 
 import json
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from tests.serve.raw_http import exchange
 from tests.serve.refusals import CHAT, MARK, PATH, assert_ours, chat, content, post, refusal
 from tests.serve.test_conformance import VERSIONS, play
 from tests.service import Service, running_service
+from tests.unit.policy.door import LEAST
 
 PAGE = "https://chat.example.com"
 FAILURES = 5
@@ -24,13 +26,36 @@ GATEWAY = {
 @pytest.fixture(scope="module")
 def direct(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     variables = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "CORS_ORIGINS": PAGE}
-    model = demo("scripted", engine="scripted")
-    with running_service(tmp_path_factory.mktemp("direct"), [model], gateway=GATEWAY, variables=variables) as service:
+    models: list[dict[str, Any] | str] = [
+        demo("scripted", engine="scripted"),
+        demo("starting", engine="scripted", num_cpus=10_000),
+    ]
+    folder = tmp_path_factory.mktemp("direct")
+    with running_service(folder, models, loading=["starting"], gateway=GATEWAY, variables=variables) as service:
         yield service
 
 
 def said(directives: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": f"[[answer: one two three]] {directives}"}]}
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/completions", "/v1/responses", "/v1/embeddings", "/api/chat", "/tokenize"])
+def test_a_model_that_is_starting_answers_503_at_once(direct: Service, path: str) -> None:
+    response = direct.http.post(path, json={**LEAST[path], "model": "starting"})
+    assert refusal(response) == (503, "model_loading", None)
+    assert response.headers["retry-after"] == "10"
+
+
+def test_health_tells_which_model_is_starting(direct: Service) -> None:
+    response = httpx.get(f"{direct.url}/api/healthz")
+    health = response.json()
+    assert (response.status_code, health["status"]) == (200, "degraded")
+    assert (health["model_loaded"], health["upstream_healthy"]) == (True, False)
+    assert {model["id"]: (model["status"], model["replicas"]["running"]) for model in health["details"]["models"]} == {
+        "scripted": ("ready", 1),
+        "starting": ("loading", 0),
+    }
+    assert [model["id"] for model in direct.http.get("/v1/models").json()["data"]] == ["scripted", "starting"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
