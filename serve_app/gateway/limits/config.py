@@ -66,5 +66,7 @@ def _checked(text: str, source: str) -> SecretStr:
             raise ValueError
         ConnectionPool.from_url(text).make_connection()  # it connects later; here it reads the whole URL
     except (ValueError, TypeError):
-        raise ConfigError(f"{source} must be a URL such as redis://host:6379/0, rediss://host or unix:///path") from None
+        raise ConfigError(
+            f"{source} must be a URL such as redis://host:6379/0, rediss://host or unix:///path"
+        ) from None
     return SecretStr(text)
