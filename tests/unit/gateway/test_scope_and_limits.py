@@ -28,7 +28,7 @@ from serve_app.gateway.replies import JSON, send_bytes
 from serve_app.gateway.ticket import admit
 from serve_app.ledger.usage import UsageReports
 from serve_app.ray_seam import Replicas
-from tests.unit.gateway.test_failed_models import Watch
+from tests.unit.gateway.front_door import Watch
 from tests.unit.gateway.test_ticket import entry
 from tests.unit.keys.files import keyring, record, write
 
@@ -101,9 +101,9 @@ class Service:
             limits=RequestLimits(self.limiter, 30),
             quota=Quota(),
             inference=Inference(models, policy, None, GatewayConfig()),
+            policy=policy,
             usage=UsageReports(None),
             registries=[],
-            sees_clients=False,
         )
 
     async def slow_prefill(self) -> None:
@@ -160,7 +160,6 @@ MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
         (415, "unsupported_media_type", {"headers": {"content-type": "text/plain"}}, (98, 985)),
         (429, "rate_limit_exceeded", {"json": chat(max_tokens=490, n=2)}, (99, 985)),
         (429, "rate_limit_exceeded", {"json": chat(max_tokens=490, n=3)}, (99, 985)),
-        (431, "headers_too_large", {"headers": {"x-long": "x" * 20_000}}, (98, 985)),
         (503, "model_loading", {"json": chat(model="open-too")}, (98, 985)),
         (503, "server_is_overloaded", {"headers": {"x-request-deadline-ms": "1"}}, (98, 985)),
     ],
