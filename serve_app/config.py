@@ -75,7 +75,7 @@ class ModelConfig(Closed):
     drain_moves_per_s: float = Field(default=8, gt=0)
     """How many each gateway moves in a second; more, where `drain_timeout_s` would not do for all of them."""
     surge: bool | None = None
-    """Whether a replica of a new version starts before an old one stops, which needs room for one more; null: on cpu."""
+    """Whether a replica of a new version starts before an old one stops, if there is room for it; null: on cpu."""
     watchdog: WatchdogConfig = WatchdogConfig()
     """When a replica counts as hung."""
     engine: Literal["vllm", "scripted"] = "vllm"

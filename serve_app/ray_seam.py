@@ -69,7 +69,7 @@ def on_stop(called: Callable[[], None], leaving: Callable[[], bool]) -> None:
         return leaving() or refuses(self, metadata)
 
     serve_replica.Replica._drain_ongoing_requests = announce  # type: ignore[method-assign]
-    serve_replica.Replica._is_replica_quiescing = refuse  # type: ignore[method-assign]
+    serve_replica.Replica._is_replica_quiescing = refuse  # type: ignore[method-assign, assignment]
 
 
 def on_sigterm(called: Callable[[], None]) -> None:
@@ -78,14 +78,14 @@ def on_sigterm(called: Callable[[], None]) -> None:
     def end(*_: object, **__: object) -> None:
         called()
 
-    ray_worker.raise_sys_exit_with_custom_error_message = end
+    ray_worker.raise_sys_exit_with_custom_error_message = end  # type: ignore[attr-defined]
 
 
 def kill_replica(application: str, deployment: str, replica: str) -> bool:
     """Kill the process of a replica, be it stopped; False: there is none. Blocks for the call to Ray's GCS."""
     name = ReplicaID(replica, DeploymentID(deployment, application)).to_full_id_str()
     try:
-        ray.kill(ray.get_actor(name, namespace=SERVE_NAMESPACE))  # type: ignore[no-untyped-call]
+        ray.kill(ray.get_actor(name, namespace=SERVE_NAMESPACE))
     except ValueError:
         return False
     return True

@@ -25,7 +25,7 @@ UNREAD_STEPS = 4096
 # Signs of life: so often a replica beats, and libzmq pings a gateway, whose own thread answers.
 BEAT_S = 0.5
 PING_MS = 1000
-PONG_MS = 2000
+PONG_MS = 1500
 # A gateway that lives is back within a moment; the first connection waits for its event loop, which may be busy.
 BACK_S = 1.0
 FIRST_S = 4.0

@@ -57,6 +57,7 @@ class FleetClient(EngineCoreClient):
         replicas: DeploymentHandle[Any],
         host: str,
         tasks: tuple[SupportedTask, ...],
+        *,
         deployment: Deployment,
         limits: Limits,
         admit: Callable[[Entry], Awaitable[None]],

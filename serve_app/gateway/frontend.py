@@ -118,7 +118,7 @@ async def open_frontend(
     # The replica's has the reasoning parser, which vLLM takes from a flag of its own when it builds the whole config.
     arguments.structured_outputs_config = config.structured_outputs_config
     limits = Limits(model.watchdog.silent_s, model.drain_moves_per_s)
-    fleet = FleetClient(replicas, host, description.tasks, deployment, limits, admit)
+    fleet = FleetClient(replicas, host, description.tasks, deployment=deployment, limits=limits, admit=admit)
     with _engine_core_is(fleet):
         engine = AsyncLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
     engine.renderer.start_mm_warmup_in_background()

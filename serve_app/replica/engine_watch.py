@@ -54,14 +54,16 @@ class EngineWatch:
         self._vitals = vitals
         self._last_step: float | None = None
         self._usual_step_s = 0.0
-        self._forgive()
+        self._cpu_s: float | None = None
+        self._stopped_s = self._asleep_s = self._busy_s = 0.0
 
     def step(self, now: float) -> None:
         """A step has ended; `now` in seconds of any steady clock."""
         if self._last_step is not None:
             self._usual_step_s += NEWEST * (now - self._last_step - self._usual_step_s)
         self._last_step = now
-        self._forgive()
+        self._cpu_s = None
+        self._stopped_s = self._asleep_s = self._busy_s = 0.0
 
     def look(self, owes: bool, elapsed_s: float) -> str | None:
         """Judge the engine core.
@@ -89,16 +91,12 @@ class EngineWatch:
         self._busy_s = self._busy_s + elapsed_s if awake else 0.0
         return self._verdict()
 
-    def _forgive(self) -> None:
-        self._stopped_s = self._asleep_s = self._busy_s = 0.0
-        self._cpu_s: float | None = None
-
     def _verdict(self) -> str | None:
         patience_s = self._config.usual_steps * self._usual_step_s
         if 0 < self._config.stopped_s <= self._stopped_s:
             return f"one of its processes has been stopped for {self._stopped_s:.1f} s"
-        if 0 < self._asleep_limit_s and max(self._asleep_limit_s, patience_s) <= self._asleep_s:
+        if self._asleep_limit_s > 0 and max(self._asleep_limit_s, patience_s) <= self._asleep_s:
             return f"its processes have slept for {self._asleep_s:.1f} s over a step"
-        if 0 < self._config.busy_s and max(self._config.busy_s, patience_s) <= self._busy_s:
+        if self._config.busy_s > 0 and max(self._config.busy_s, patience_s) <= self._busy_s:
             return f"its processes have been busy with one step for {self._busy_s:.0f} s"
         return None

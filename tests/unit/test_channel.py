@@ -14,6 +14,7 @@ import zmq
 import zmq.utils.monitor
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
+from serve_app.fleet import channel
 from serve_app.fleet.channel import BEAT_S, Sink, SinkGone, TokenReceiver, TokenSender
 from tests.service import wait_for
 
@@ -157,12 +158,17 @@ def beat(sender: TokenSender) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
-def test_a_gateway_that_is_dead_or_stopped_is_gone_within_five_seconds(
+def test_a_gateway_that_is_dead_or_stopped_is_gone(
     sender: TokenSender, gateway: Gateway, number: signal.Signals
 ) -> None:
     assert beat(sender) == []
     gateway.signal(number)
-    wait_for(lambda: beat(sender) == [gateway.sink.address], "the end of the gateway", 5)
+    wait_for(lambda: beat(sender) == [gateway.sink.address], "the end of the gateway", 20)
+
+
+def test_that_takes_less_than_five_seconds() -> None:
+    unanswered_s = (channel.PING_MS + channel.PONG_MS) / 1000
+    assert unanswered_s + channel.BACK_S + channel.BEAT_S < 5
 
 
 def test_a_gateway_that_goes_on_hears_the_replica_again(sender: TokenSender, gateway: Gateway) -> None:

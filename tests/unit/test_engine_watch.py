@@ -73,9 +73,7 @@ def test_slow_engine_cores_get_more_time() -> None:
     assert looks(watched) == 41  # 20 usual steps of a second, after the look that only measures
 
 
-@pytest.mark.parametrize(
-    ("vitals", "setting"), [(STOPPED, "stopped_s"), (AWAKE, "busy_s")], ids=["stopped", "busy"]
-)
+@pytest.mark.parametrize(("vitals", "setting"), [(STOPPED, "stopped_s"), (AWAKE, "busy_s")], ids=["stopped", "busy"])
 def test_zero_switches_a_check_off(vitals: Vitals, setting: str) -> None:
     assert looks(watch(lambda: vitals, asleep_limit_s=0, **{setting: 0})) is None
 
@@ -87,7 +85,13 @@ def test_cpu_time_counts_as_life_even_where_no_look_finds_a_process_running() ->
 
 @pytest.mark.parametrize(
     ("device", "nodes", "set_to", "expected"),
-    [("cpu", 1, None, 2.0), ("gpu", 1, None, 15.0), ("gpu", 2, None, 0.0), ("gpu", 1, 30.0, 30.0), ("gpu", 2, 30.0, 0.0)],
+    [
+        ("cpu", 1, None, 2.0),
+        ("gpu", 1, None, 15.0),
+        ("gpu", 2, None, 0.0),
+        ("gpu", 1, 30.0, 30.0),
+        ("gpu", 2, 30.0, 0.0),
+    ],
 )
 def test_how_long_an_engine_core_may_sleep(device: str, nodes: int, set_to: float | None, expected: float) -> None:
     assert WatchdogConfig(asleep_s=set_to).asleep_limit_s(device, nodes) == expected  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ import pytest
 import ray
 from ray._private import worker
 from ray.serve._private import constants, replica
-from ray.serve._private.common import RequestMetadata
 from ray.serve._private.client import ServeControllerClient
+from ray.serve._private.common import RequestMetadata
 from ray.serve._private.http_util import RequestIdMiddleware, configure_http_middlewares
 from ray.serve._private.request_router import replica_wrapper
 from ray.serve.schema import ApplicationDetails, DeploymentDetails, ReplicaDetails
