@@ -72,7 +72,8 @@ class FleetWatch:
     def _poll(self) -> None:
         self.gpu_available = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
         found = ray_seam.replicas(self._application)
-        self._replicas = {name: found.get(name, Replicas()) for name in self._targets}
+        if found:  # Serve tells of none while it builds the application anew
+            self._replicas = {name: found.get(name, Replicas()) for name in self._targets}
 
 
 class Watched:

@@ -106,6 +106,8 @@ class Replica:
             raise Terminated
 
     def __del__(self) -> None:
+        for task in getattr(self, "_tasks", ()):
+            task.cancel()
         if hasattr(self, "_engine"):
             self._engine.core.shutdown(timeout=2)
 
