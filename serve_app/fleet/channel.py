@@ -25,10 +25,11 @@ UNREAD_STEPS = 4096
 # Signs of life: so often a replica beats, and libzmq pings a gateway, whose own thread answers.
 BEAT_S = 0.5
 PING_MS = 1000
-PONG_MS = 1500
-# A gateway that lives is back within a moment; the first connection waits for its event loop, which may be busy.
+PONG_MS = 2000
+# A gateway that lives is back within a moment. The first time its event loop, which may be busy, has to let us in.
 BACK_S = 1.0
 FIRST_S = 4.0
+LET_IN_S = 30.0
 # One that was only cut off hears of this replica again.
 FORGET_S = 60.0
 
@@ -153,6 +154,7 @@ class TokenSender:
         """Close all lines, after giving what waits in them `flush_s` seconds to leave."""
         for line in self._lines.values():
             line.socket.disable_monitor()
+        self._lines.clear()
         self._context.destroy(int(flush_s * 1000))
 
     def _send(self, address: str, header: Header, outputs: Sequence[Any] = ()) -> None:
@@ -178,7 +180,9 @@ class _Line:
         socket.curve_secretkey = sink.client_secret
         socket.heartbeat_ivl = PING_MS
         socket.heartbeat_timeout = PONG_MS
-        self._events = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._events = socket.get_monitor_socket(
+            zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
         self._patience_s = FIRST_S
         self._up = False
         self.down_s = 0.0
@@ -192,9 +196,12 @@ class _Line:
     def look(self, elapsed_s: float) -> None:
         with contextlib.suppress(zmq.Again):
             while True:
-                self._up = recv_monitor_message(self._events, zmq.NOBLOCK)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+                event = recv_monitor_message(self._events, zmq.NOBLOCK)["event"]
+                self._up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
                 if self._up:
                     self._patience_s = BACK_S
+                elif event == zmq.EVENT_CONNECTED and self._patience_s == FIRST_S:
+                    self._patience_s = LET_IN_S
         self.down_s = 0.0 if self._up else self.down_s + elapsed_s
 
     def close(self) -> None:
