@@ -8,10 +8,10 @@ When the call fails because the replica died, `resume.py` decides how the reques
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
-import torch
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.fleet.budget import MoveBudget
@@ -21,6 +21,7 @@ from serve_app.fleet.failures import Loss
 from serve_app.fleet.journal import Entry, Journal, TokensLost
 from serve_app.fleet.load import FleetLoad, translate_times
 from serve_app.fleet.outbox import Outbox
+from serve_app.fleet.peers import Deployment, Limits, Peers
 from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.resume import End, EngineTraits, Move, decide, obstacle
 from serve_app.fleet.settings import FailoverConfig
@@ -40,16 +41,10 @@ logger = logging.getLogger("ray.serve")
 BUSY_S = 0.5
 
 
-@dataclass
-class _Resources:
-    engine_dead: bool = False
-
-
 class FleetClient(EngineCoreClient):
     """The methods of vLLM's `EngineCoreClient` that `AsyncLLM` uses to serve requests.
 
-    Needs a running event loop. Methods of the base class that steer a single engine core (sleep, profile,
-    weight transfer, elastic expert parallelism) raise NotImplementedError.
+    Needs a running event loop. Methods that steer a single engine core (sleep, profile) raise NotImplementedError.
     """
 
     engine_ranks_managed = (0,)
@@ -59,9 +54,10 @@ class FleetClient(EngineCoreClient):
         replicas: DeploymentHandle[Any],
         host: str,
         tasks: tuple[SupportedTask, ...],
-        on_replica_lost: Callable[[], None],
-        admit: Callable[[Entry], Awaitable[None]],
         *,
+        deployment: Deployment,
+        limits: Limits,
+        admit: Callable[[Entry], Awaitable[None]],
         model: str,
         engine: EngineTraits,
         failover: FailoverConfig,
@@ -71,20 +67,19 @@ class FleetClient(EngineCoreClient):
         """Args:
         replicas: handle of the model's replica deployment.
         host: this node's address, where the token channel is bound.
-        tasks: what the model can do, as its engine core says.
-        on_replica_lost: called whenever a call fails because its replica is gone.
+        tasks: what the model can do.
+        deployment, limits: those replicas as Serve sees them, and what is expected of them.
         admit: awaited before a request goes out, in the context of whoever asks; what it raises ends the request.
         model: the model's id.
-        engine: what decides whether its requests can be resumed.
-        failover: how often they may, and how fast.
+        engine, failover: what decides whether its requests can be resumed, how often, and how fast.
         quarantine: the requests that are suspected of killing replicas, whatever model they are for.
         restart_output: has the front end forget what it has taken of a request's answer.
         """
-        self.resources = _Resources()
+        self.resources = SimpleNamespace(engine_dead=False)
         self.journal = Journal()
         self.budget = MoveBudget(failover.tokens_per_s)
         self._tasks = tasks
-        self._on_replica_lost = on_replica_lost
+        self._deployment = deployment
         self._admit = admit
         self._engine = engine
         self._max_moves = failover.max_moves
@@ -93,11 +88,19 @@ class FleetClient(EngineCoreClient):
         self._receiver = TokenReceiver(host)
         self._call = ReplicaCall(replicas, self._receiver.sink)
         self._outbox = Outbox()
-        # Requests that the front end has neither read to the end nor given up.
-        self._unread: dict[str, Entry] = {}
+        self._unread: dict[str, Entry] = {}  # what the front end has neither read to the end nor given up
         self._load = FleetLoad()
         self._attempts: set[asyncio.Task[None]] = set()
+        self._peers = Peers(
+            self.journal,
+            deployment,
+            limits,
+            can_move=lambda entry: decide(entry, engine) is not Move.FAIL,
+            move=partial(self._move, loss=Loss.PLANNED),
+            lost=self._move,
+        )
         self._reader = asyncio.create_task(self._read())
+        self._overseer = asyncio.create_task(self._peers.run())
 
     async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
         return self._tasks
@@ -108,8 +111,7 @@ class FleetClient(EngineCoreClient):
             self._suspects.screen(entry)
             await self._admit(entry)
         except BaseException:
-            # `AsyncLLM` already waits for this request; it forgets one only at its last output.
-            self._end(entry, FinishReason.ABORT)
+            self._end(entry, FinishReason.ABORT)  # `AsyncLLM` waits for it already, until its last output
             raise
         if self.journal.holds(entry):
             self._start(entry)
@@ -139,7 +141,7 @@ class FleetClient(EngineCoreClient):
 
     def shutdown(self, timeout: float | None = None) -> None:
         self.resources.engine_dead = True
-        for task in (self._reader, *self._attempts):
+        for task in (self._reader, self._overseer, *self._attempts):
             task.cancel()
         self._receiver.close()
 
@@ -158,9 +160,10 @@ class FleetClient(EngineCoreClient):
             while (loss := await self._call(entry)) is Loss.BUSY:
                 entry.held = True
                 await asyncio.sleep(BUSY_S)
-            if loss is Loss.DEATH:
+            if loss in {Loss.DEATH, Loss.DROPPED}:
                 self._load.forget()
-                self._on_replica_lost()
+                self._peers.forget(entry.carrier)
+                self._deployment.wake()
             if loss is Loss.FAILED:
                 self._end(entry, FinishReason.ERROR)
             elif loss is not None:
@@ -208,20 +211,20 @@ class FleetClient(EngineCoreClient):
         request_id = entry.request.request_id
         if self.journal.holds(entry):
             self.journal.close(request_id)
-            output = EngineCoreOutput(request_id, [], finish_reason=finish_reason, stop_reason=stop_reason)
-            if entry.request.pooling_params is not None:
-                # vLLM takes an output without one for generated, and its output handler dies of that.
-                output.pooling_output = torch.empty(0)
-                if finish_reason is FinishReason.ERROR and entry.on_error is not None:
-                    entry.on_error()  # vLLM would answer with the empty vector
-            self._outbox.put(EngineCoreOutputs(outputs=[output]))
+            self._outbox.put_end(entry.request, finish_reason, stop_reason)
+            if (
+                entry.request.pooling_params is not None
+                and finish_reason is FinishReason.ERROR
+                and entry.on_error is not None
+            ):
+                entry.on_error()  # vLLM would answer with an empty vector
 
     async def _read(self) -> None:
         while True:
             header, step = await self._receiver.receive()
-            for attempt in header.begun:
-                if (entry := self.journal.attempt(attempt)) is not None:
-                    entry.begin()
+            self._peers.heard(header)
+            for entry in filter(None, map(self.journal.entry_at, header.begun)):
+                entry.begin()
             translate_times(step)
             step.outputs = [
                 output

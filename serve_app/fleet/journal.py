@@ -24,6 +24,7 @@ class Entry:
         "base",
         "begun",
         "cached_tokens",
+        "carrier",
         "died_at",
         "dispatched_at",
         "finish_reason",
@@ -80,6 +81,8 @@ class Entry:
         self.on_refused: Callable[[], None] | None = None
         """Called if it is given up because it kills replicas."""
         self.attempt = 0
+        self.carrier: str | None = None
+        """The replica that has said it carries the present attempt."""
         self.base = 0
         self.finished = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -111,6 +114,7 @@ class Entry:
         """Give up the present attempt: what it still sends is dropped."""
         self.attempt += 1
         self.base = len(self.tokens)
+        self.carrier = None
         self.begun, self.held = False, True
 
     def forget(self) -> None:
@@ -171,15 +175,15 @@ class Journal:
         """Whether this request is still open."""
         return self._entries.get(entry.request.request_id) is entry
 
-    def attempt(self, marked_id: str) -> Entry | None:
-        """The open request that an attempt is of, by its marked id, if it is the present one."""
-        request_id, _, attempt = marked_id.rpartition("~")
-        entry = self._entries.get(request_id)
-        return entry if entry is not None and str(entry.attempt) == attempt else None
-
     def entry_of(self, output: EngineCoreOutput) -> Entry | None:
         """The open request that this output of a replica belongs to, if its attempt is the present one."""
-        return self.attempt(output.request_id)
+        return self.entry_at(output.request_id)
+
+    def entry_at(self, attempt_id: str) -> Entry | None:
+        """The open request whose present attempt has this id."""
+        request_id, _, attempt = attempt_id.rpartition("~")
+        entry = self._entries.get(request_id)
+        return entry if entry is not None and str(entry.attempt) == attempt else None
 
     def waiting(self) -> int:
         """Requests that have no token yet."""

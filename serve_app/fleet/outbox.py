@@ -3,7 +3,9 @@
 import asyncio
 from collections import deque
 
-from serve_app.vllm_seam import EngineCoreOutputs
+import torch
+
+from serve_app.vllm_seam import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 
 
 class Outbox:
@@ -18,6 +20,14 @@ class Outbox:
     def put(self, step: EngineCoreOutputs) -> None:
         self._steps.append(step)
         self._arrived.set()
+
+    def put_end(self, request: EngineCoreRequest, finish_reason: FinishReason, stop_reason: int | None) -> None:
+        """The end of a request that no replica ends."""
+        output = EngineCoreOutput(request.request_id, [], finish_reason=finish_reason, stop_reason=stop_reason)
+        if request.pooling_params is not None:
+            # vLLM takes an output without one for generated, and its output handler dies of that.
+            output.pooling_output = torch.empty(0)
+        self.put(EngineCoreOutputs(outputs=[output]))
 
     async def get(self) -> EngineCoreOutputs:
         """The next step, once there is one."""

@@ -34,6 +34,7 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 from serve_app.config import ModelConfig
 from serve_app.fleet.client import FleetClient
 from serve_app.fleet.journal import Entry
+from serve_app.fleet.peers import Deployment, Limits
 from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.settings import FailoverConfig
 from serve_app.gateway.admission import Admission, AdmissionConfig
@@ -111,7 +112,7 @@ async def open_frontend(
     description: Description,
     *,
     host: str,
-    on_replica_lost: Callable[[], None],
+    deployment: Deployment,
     admission: AdmissionConfig,
     failover: FailoverConfig,
     quarantine: Quarantine,
@@ -127,8 +128,9 @@ async def open_frontend(
         replicas,
         host,
         description.tasks,
-        on_replica_lost,
-        admit,
+        deployment=deployment,
+        limits=Limits(model.watchdog.silent_s, model.drain_moves_per_s),
+        admit=admit,
         model=model.id,
         engine=description.traits,
         failover=failover,

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import httpx
 import openai
@@ -40,6 +40,8 @@ from serve_app.replica.engine import Engine
 from serve_app.replica.scripted import ScriptedEngine
 
 KEY = "a-key-of-these-tests"
+# Between two tokens: a gateway in the same event loop must see one before the next.
+TOKEN_S = 0.005
 
 
 class Killed(BaseException):
@@ -52,7 +54,8 @@ class LiveReplica:
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        replica._pump.add_done_callback(lambda pump: pump.cancelled() or (pump.exception(), self.kill()))
+        for task in replica._tasks:
+            task.add_done_callback(lambda task: task.cancelled() or (task.exception(), self.kill()))
 
     @property
     def alive(self) -> bool:
@@ -61,7 +64,9 @@ class LiveReplica:
     def kill(self) -> None:
         if self.alive:
             self.died.set_result(None)
-            self.replica._pump.cancel()
+            for task in self.replica._tasks:
+                task.remove_done_callback(self.replica._exit_on_error)
+                task.cancel()
             self.replica._sender.close()
 
     async def generate(self, *arguments: Any) -> None:
@@ -99,6 +104,8 @@ class Handle:
         self.errors: list[Exception] = []
         """What the next calls fail with, before any replica has them."""
         self.calls = 0
+        self.carriers: dict[str, LiveReplica] = {}
+        """By attempt."""
         self.die_unanswered = 0
         """How many of the next calls kill their replica as soon as it has them."""
         self._turns = itertools.count()
@@ -130,6 +137,7 @@ class Handle:
         if self.die_unanswered:
             self.die_unanswered -= 1
             asyncio.get_running_loop().call_soon(replica.kill)
+        self.carriers[arguments[1]] = replica
         await replica.generate(*arguments)
 
 
@@ -154,16 +162,16 @@ class Bed:
         self.model = Model(model, cast("Any", self.handle))
         watch = _Watch(self.handle)
         self.models = Models([self.model], cast("FleetWatch", watch), gateway, self.quarantine)
-        ledger = cast("Ledger", self.ledger)
+        ledger, policy = cast("Ledger", self.ledger), Policy(gateway.policy, bytes(32))
         self._app = GatewayApp(
             models=self.models,
             keyring=Keyring(gateway.keys, {"PROXY_API_KEY": KEY}),
             limits=RequestLimits(MemoryLimiter(60), 60),
             quota=Quota(),
-            inference=Inference(self.models, Policy(gateway.policy, bytes(32)), ledger, gateway),
+            inference=Inference(self.models, policy, ledger, gateway),
+            policy=policy,
             usage=UsageReports(None),
             registries=[],
-            sees_clients=False,
         )
         transport = httpx.ASGITransport(cast("Any", self._app))
         http = httpx.AsyncClient(transport=transport, base_url="http://bed")
@@ -194,7 +202,7 @@ class Bed:
             record(entry, output, offset)
             if len(entry.tokens) in left:
                 left.remove(len(entry.tokens))
-                self.replica_of(attempt).kill()
+                self.handle.carriers[attempt].kill()
 
         self.fleet.journal.record = record_and_kill
 
@@ -210,10 +218,6 @@ class Bed:
 
         self.fleet._accept = accept_or_lose
 
-    def replica_of(self, attempt: str) -> LiveReplica:
-        """The replica that carries an attempt of a request."""
-        return next(each for each in self.handle.living if attempt in each.replica._attempts)
-
     def start_replica(self) -> LiveReplica:
         replica = LiveReplica(Replica(self.model.config))
         self.handle.add(replica)
@@ -225,9 +229,9 @@ class Bed:
         description = self.handle.replicas[0].replica.describe
         self.model.handle = cast("Any", SimpleNamespace(describe=SimpleNamespace(remote=description)))
         self.model.handle.__dict__.update(options=self.handle.options, deployment_name=self.handle.deployment_name)
-        await self.model.open(
-            "127.0.0.1", cast("FleetWatch", SimpleNamespace(wake=lambda: None)), gateway, self.quarantine
-        )
+        seen = SimpleNamespace(wake=lambda: None, running=list, kill=lambda replica: False)
+        watch = cast("FleetWatch", SimpleNamespace(of=lambda name: seen))
+        await self.model.open("127.0.0.1", watch, gateway, self.quarantine)
 
     def close(self) -> None:
         assert self.model.frontend is not None
@@ -290,15 +294,19 @@ def _play_ray(patch: pytest.MonkeyPatch, config: VllmConfig) -> None:
     def context() -> Any:
         return SimpleNamespace(replica_id=SimpleNamespace(unique_id=f"replica-{next(numbers)}"))
 
-    def kill(*_: Any) -> None:
+    def start_engine(_: ModelConfig) -> Engine:
+        core = ScriptedEngine(config, TOKEN_S)
+        return Engine(core, config, core.vitals)
+
+    def kill(*_: Any) -> NoReturn:
         raise Killed
 
     patch.setattr(deployment.serve, "get_replica_context", context)
     patch.setattr(deployment, "listen_on_node_address", lambda: None)
     patch.setattr(deployment, "protect_children", lambda: None)
     patch.setattr(deployment.ray, "get_gpu_ids", list)
-    patch.setattr(
-        deployment, "start_engine", lambda model: Engine(ScriptedEngine(config, model.script_delay_s), config)
-    )
-    patch.setattr(deployment.os, "_exit", kill)
+    patch.setattr(deployment, "start_engine", start_engine)
+    patch.setattr(deployment, "on_stop", lambda *_: None)
+    patch.setattr(deployment, "on_sigterm", lambda _: None)
+    patch.setattr(Replica, "_exit", kill)
     patch.setattr(scripted.os, "kill", kill)
