@@ -68,11 +68,9 @@ class Admission:
     """The places of one model and the queue for them. For one event loop, whose time it goes by."""
 
     def __init__(self, config: AdmissionConfig, capacity: int) -> None:
-        """Open a model.
-
-        Args:
-            config: bounds of the queue.
-            capacity: answers that may run at once, of which a request can have several; `set_capacity` changes it.
+        """Args:
+        config: bounds of the queue.
+        capacity: answers that may run at once, of which a request can have several; `set_capacity` changes it.
         """
         self._config = config
         self._capacity = capacity
