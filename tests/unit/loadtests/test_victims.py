@@ -28,9 +28,8 @@ while :; do wait; done
 def root() -> Iterator[psutil.Process]:
     fleet = subprocess.Popen(["bash", "-c", FLEET], stdin=subprocess.PIPE, start_new_session=True)
     root = psutil.Process(fleet.pid)
-    wait_for(
-        lambda: len(living_replicas(root, "x")) == 2 and set(TITLES) <= set(map(title, processes(root))), "the fleet"
-    )
+    wait_for(lambda: set(TITLES) <= set(map(title, processes(root))), "the fleet")
+    wait_for(lambda: len(living_replicas(root, "x")) == 2, "its replicas")
     yield root
     os.killpg(fleet.pid, signal.SIGKILL)
     fleet.communicate()
