@@ -159,9 +159,9 @@ class TokenSender:
     def close(self, flush_s: float = 0) -> None:
         """Close all lines, after giving what waits in them `flush_s` seconds to leave."""
         for line in self._lines.values():
-            line.socket.disable_monitor()
+            line.close(flush_s)
         self._lines.clear()
-        self._context.destroy(int(flush_s * 1000))
+        self._context.destroy(0)
 
     def _send(self, address: str, header: Header, outputs: Sequence[Any] = ()) -> None:
         if (line := self._lines.get(address)) is None:
@@ -210,9 +210,10 @@ class _Line:
                     self._patience_s = LET_IN_S
         self.down_s = 0.0 if self._up else self.down_s + elapsed_s
 
-    def close(self) -> None:
+    def close(self, flush_s: float = 0) -> None:
+        # Left to the garbage collector, a socket would wait for ever for a gateway that is gone.
         self.socket.disable_monitor()
-        self.socket.close(0)
+        self.socket.close(int(flush_s * 1000))
 
 
 class _Only:

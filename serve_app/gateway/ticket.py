@@ -166,7 +166,10 @@ class Ticket:
             self.on_refusal(error)
 
     def close(self) -> None:
-        """The request has ended: give back what its requests to the engine core do not give back themselves."""
+        """The request has ended: give back what its requests to the engine core have not given back themselves."""
+        for entry in self.entries:
+            if entry.on_close is not None:
+                entry.on_close()
         if self._entering is None or self._entering.cancel() or self._entering.exception() is not None:
             return
         for slot in self._entering.result():
