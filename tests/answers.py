@@ -86,5 +86,6 @@ def of_chunks(chunks: list[ChatCompletionChunk]) -> dict[str, Any]:
 
 
 def usage(answer: ChatCompletion | ChatCompletionChunk) -> dict[str, Any]:
+    """Without the tokens of reasoning, which vLLM counts by the chunks that they happen to come in."""
     assert answer.usage is not None
-    return answer.usage.model_dump(exclude_none=True)
+    return answer.usage.model_dump(exclude_none=True, exclude={"completion_tokens_details"})

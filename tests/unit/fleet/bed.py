@@ -39,10 +39,26 @@ from serve_app.replica.arguments import engine_config
 from serve_app.replica.deployment import Replica
 from serve_app.replica.engine import Engine
 from serve_app.replica.scripted import ScriptedEngine
+from serve_app.vllm_seam import EngineCoreOutputs
 
 KEY = "a-key-of-these-tests"
-# Between two tokens: a gateway in the same event loop must see one before the next.
-TOKEN_S = 0.005
+
+
+class LockstepEngine(ScriptedEngine):
+    """Computes a token only when the gateway has read those before it, so that places in an answer are exact."""
+
+    def __init__(self, config: VllmConfig, bed: "Bed") -> None:
+        super().__init__(config)
+        self._bed = bed
+
+    async def get_output_async(self) -> EngineCoreOutputs:
+        while any(map(self._unread, self._queue.values())):  # noqa: ASYNC110 - of what nobody announces
+            await asyncio.sleep(0.001)
+        return await super().get_output_async()
+
+    def _unread(self, task: scripted.Task) -> bool:
+        entry = self._bed.fleet.journal.entry_at(task.request.request_id)
+        return entry is not None and not self._bed.loses and len(entry.tokens) < entry.base + task.tokens
 
 
 class Killed(BaseException):
@@ -157,6 +173,7 @@ class Bed:
 
     def __init__(self, config: VllmConfig, model: ModelConfig, gateway: GatewayConfig) -> None:
         self._config = config
+        self.loses = False
         self.handle = Handle()
         self.ledger = Rows()
         self.quarantine = Quarantine(gateway.failover.refuse_s)
@@ -222,7 +239,7 @@ class Bed:
 
     def lose(self, place: int) -> None:
         """Lose the output that follows so many tokens of a request, once."""
-        lost, accept = list[str](), self.fleet._accept
+        self.loses, lost, accept = True, list[str](), self.fleet._accept
 
         def accept_or_lose(output: Any, offset: int) -> bool:
             if offset == place and not lost:
@@ -232,20 +249,31 @@ class Bed:
 
         self.fleet._accept = accept_or_lose
 
-    def start_replica(self) -> LiveReplica:
+    async def start_replica(self) -> LiveReplica:
+        """A replica that the gateway has heard of: nothing it sends has to wait for the first connection."""
         replica = LiveReplica(Replica(self.model.config))
+        if self.model.frontend is not None:
+            await self._connect(replica)
         self.handle.add(replica)
         return replica
 
+    async def _connect(self, replica: LiveReplica) -> None:
+        sender = replica.replica._sender
+        sender.connect(self.fleet._receiver.sink)
+        sender.beat(None, 0)
+        await until(lambda: sender._replica in self.fleet._peers._peers, "the connection")
+
     async def open(self, replicas: int, gateway: GatewayConfig) -> None:
         for _ in range(replicas):
-            self.start_replica()
+            await self.start_replica()
         description = self.handle.replicas[0].replica.describe
         self.model.handle = cast("Any", SimpleNamespace(describe=SimpleNamespace(remote=description)))
         self.model.handle.__dict__.update(options=self.handle.options, deployment_name=self.handle.deployment_name)
         seen = SimpleNamespace(wake=lambda: None, running=list, kill=lambda replica: False)
         watch = cast("FleetWatch", SimpleNamespace(of=lambda name: seen))
         await self.model.open("127.0.0.1", watch, gateway, self.quarantine)
+        for replica in self.handle.replicas:
+            await self._connect(replica)
 
     def close(self) -> None:
         assert self.model.frontend is not None
@@ -272,7 +300,7 @@ async def running_bed(config: VllmConfig, model: ModelConfig, replicas: int = 3,
     settings = GatewayConfig.model_validate(gateway)
     bed = Bed(config, model, settings)
     with pytest.MonkeyPatch.context() as patch:
-        _play_ray(patch, config)
+        _play_ray(patch, config, bed)
         await bed.open(replicas, settings)
         try:
             yield bed
@@ -301,7 +329,7 @@ async def until(condition: Callable[[], Any], what: str) -> None:
         raise AssertionError(f"{what} did not happen") from None
 
 
-def _play_ray(patch: pytest.MonkeyPatch, config: VllmConfig) -> None:
+def _play_ray(patch: pytest.MonkeyPatch, config: VllmConfig, bed: Bed) -> None:
     """Have a replica start here, and its process's end be its own alone."""
     numbers = itertools.count(1)
 
@@ -309,7 +337,7 @@ def _play_ray(patch: pytest.MonkeyPatch, config: VllmConfig) -> None:
         return SimpleNamespace(replica_id=SimpleNamespace(unique_id=f"replica-{next(numbers)}"))
 
     def start_engine(_: ModelConfig) -> Engine:
-        core = ScriptedEngine(config, TOKEN_S)
+        core = LockstepEngine(config, bed)
         return Engine(core, config, core.vitals)
 
     def kill(*_: Any) -> NoReturn:

@@ -37,7 +37,9 @@ async def row(bed: Bed) -> Row:
     return bed.ledger.rows[-1]
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize(
+    "stream", [pytest.param(True, id="stream"), pytest.param(False, id="whole", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("case", CASES)
 async def test_a_resumed_answer_is_the_undisturbed_one(bed: Bed, case: str, stream: bool) -> None:
     content, settings = CASES[case]
@@ -46,7 +48,7 @@ async def test_a_resumed_answer_is_the_undisturbed_one(bed: Bed, case: str, stre
     tokens = expected.output_tokens // settings.get("n", 1)
     assert (expected.attempts, expected.output_tokens) == (1, undisturbed["usage"]["completion_tokens"])
     for place in (0, 1, 3, 7, tokens - 1, tokens):
-        bed.start_replica()
+        await bed.start_replica()
         bed.kill_at(place)
         assert await ask(bed.client, content, stream=stream, **settings) == undisturbed, place
         assert bill(await row(bed)) == bill(expected), place
@@ -67,7 +69,7 @@ STATEFUL: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", STATEFUL)
-@pytest.mark.parametrize("place", [0, 1, 7, 15])
+@pytest.mark.parametrize("place", [7, *(pytest.param(place, marks=pytest.mark.slow) for place in (0, 1, 15))])
 async def test_what_cannot_be_resumed_is_retried_whole_while_its_client_has_nothing(
     bed: Bed, case: str, place: int
 ) -> None:
@@ -111,7 +113,7 @@ async def test_a_request_moves_twice_and_no_more(bed: Bed) -> None:
     assert await ask(bed.client, ANSWER, stream=True) == undisturbed
     assert (await row(bed)).attempts == 3
     for _ in range(3):
-        bed.start_replica()
+        await bed.start_replica()
     bed.kill_at(2, 5, 9)
     with pytest.raises(openai.APIError):
         await ask(bed.client, ANSWER, stream=True)

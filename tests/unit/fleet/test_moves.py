@@ -32,13 +32,13 @@ def config(model: ModelConfig) -> VllmConfig:
 
 async def test_a_lost_replica_makes_no_storm_and_no_move_is_dropped(config: VllmConfig, model: ModelConfig) -> None:
     """Each move waits for its turn, longer than a token may take; the deadline for that stands still."""
-    deadlines = {"between_tokens_s": 0.3, "first_token_s": 0.3}
-    async with running_bed(config, model, 1, deadlines=deadlines, failover={"tokens_per_s": 200}) as bed:
+    deadlines = {"between_tokens_s": 0.6, "first_token_s": 0.6}
+    async with running_bed(config, model, 1, deadlines=deadlines, failover={"tokens_per_s": 100}) as bed:
         contents = [f"[[answer: {WORDS} {number}]] [[pace: 40ms]]" for number in range(8)]
         streams = [asyncio.create_task(ask(bed.client, content, stream=True)) for content in contents]
         await until(lambda: len(bed.entries) == 8 and all(entry.tokens for entry in bed.entries), "all first tokens")
         open_requests = bed.entries
-        survivor = bed.start_replica()
+        survivor = await bed.start_replica()
         bed.handle.replicas[0].kill()
         await until(lambda: any(entry.moves for entry in open_requests), "the first move")
         carried = len(survivor.replica._attempts)
@@ -75,5 +75,5 @@ async def test_requests_wait_for_a_replica_while_there_is_none(config: VllmConfi
         stream = asyncio.create_task(ask(bed.client, ANSWER, stream=True))
         await until(lambda: bed.handle.calls == 2, "the second call")
         assert not bed.handle.living
-        bed.start_replica()
+        await bed.start_replica()
         assert (await stream)["choices"][0]["content"] == WORDS

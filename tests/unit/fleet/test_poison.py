@@ -68,7 +68,7 @@ async def test_it_is_tried_again_after_its_time(config: VllmConfig, model: Model
     async with running_bed(config, model, replicas=3, failover={"refuse_s": 0.2}) as bed:
         assert await failing(bed, POISON) == FAILED
         await until(lambda: not bed.quarantine.findings(), "the end of the quarantine")
-        bed.start_replica()
+        await bed.start_replica()
         assert await failing(bed, POISON) == FAILED
         assert bed.handle.living == []
 
@@ -78,7 +78,7 @@ async def test_the_choices_of_one_request_are_tried_one_after_another(config: Vl
         answer = asyncio.create_task(failing(bed, POISON, n=2, temperature=1))
         await until(lambda: not bed.handle.living, "the first death")
         for _ in range(3):
-            bed.start_replica()
+            await bed.start_replica()
         assert await answer == FAILED
         assert len(bed.handle.living) == 2
 
@@ -96,7 +96,7 @@ async def test_one_whose_client_leaves_and_comes_again_is_known(bed: Bed) -> Non
     assert (len(bed.handle.living), bed.handle.calls) == (1, 2)
 
 
-@pytest.mark.parametrize("bystanders", [1, 12])
+@pytest.mark.parametrize("bystanders", [1, 5])
 async def test_bystanders_of_both_deaths_lose_nothing_and_are_not_refused(bed: Bed, bystanders: int) -> None:
     contents = [f"[[answer: {WORDS} {number}]] [[pace: 10ms]]" for number in range(bystanders)]
     undisturbed = [await ask(bed.client, content, stream=True) for content in contents]
@@ -129,5 +129,5 @@ async def test_an_answer_that_kills_at_the_same_place_when_begun_anew_is_refused
 async def test_the_same_content_that_has_given_tokens_between_two_deaths_is_not_refused(bed: Bed) -> None:
     content = f"[[answer: {WORDS}]] [[die after: 4]]"
     for _ in range(4):
-        bed.start_replica()
+        await bed.start_replica()
         assert (await ask(bed.client, content, stream=True))["choices"][0]["content"] == WORDS
