@@ -22,6 +22,7 @@ from serve_app.gateway.keys.keyring import Keyring
 from serve_app.gateway.limits.limiter import Holder, Quota
 from serve_app.gateway.limits.requests import RequestLimits
 from serve_app.gateway.models import Models
+from serve_app.gateway.policy.check import Policy
 from serve_app.gateway.replies import JSON, send_bytes, send_error, style_of
 from serve_app.gateway.routes import (
     HEALTH,
@@ -52,11 +53,10 @@ class GatewayApp:
     """Of a key without limits of its own."""
     inference: Inference
     """Answers the model routes."""
+    policy: Policy
     usage: UsageReports
     registries: list[CollectorRegistry]
     """The gateway's own metrics."""
-    sees_clients: bool
-    """Whether connections come from clients themselves and not from a proxy."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -83,11 +83,12 @@ class GatewayApp:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send, request_id: str, calls: list[Call]) -> None:
         path: str = scope["path"]
+        self.policy.check_head(scope["raw_path"] + scope["query_string"], scope["headers"])
         if path == HEALTH:
             _require(scope, "GET", "HEAD")
             health = reports.health(self.models)
             return await _send_json(send, health, status=200 if health.model_loaded else 503)
-        address = scope["client"][0] if self.sees_clients and scope.get("client") else ""
+        address = scope["client"][0] if scope.get("client") else ""
         caller = self.keyring.authenticate(scope["headers"], address)
         if path == METRICS:
             _require(scope, "GET", "HEAD")
@@ -97,7 +98,7 @@ class GatewayApp:
             return await send_bytes(200, text, send, [(b"content-type", CONTENT_TYPE.encode())])
         route = MODEL_ROUTES.get(path) if scope["method"] == "POST" else None
         try:
-            call = await self._admit(caller, path, request_id)
+            call = await self._open(caller, request_id)
         except GatewayError as error:
             if route is not None:
                 self.inference.note_refusal(caller, path, request_id, error)
@@ -111,8 +112,7 @@ class GatewayApp:
             await call.reservation.settle(0)
         await _send_json(send, body)
 
-    async def _admit(self, caller: Caller, path: str, request_id: str) -> Call:
-        caller.require_endpoint(path)
+    async def _open(self, caller: Caller, request_id: str) -> Call:
         own = caller.limits
         quota = Quota(
             own.requests_per_minute or self.quota.requests_per_minute,
@@ -126,6 +126,7 @@ class GatewayApp:
     async def _read(self, scope: Scope, caller: Caller) -> msgspec.Struct:
         """What the service says of itself to one of its callers."""
         path: str = scope["path"]
+        caller.require_endpoint(path)
         if path in MODEL_ROUTES:
             _require(scope, "POST")
         if path in MODEL_LISTS:

@@ -5,9 +5,11 @@ adds admin routes, an instrumentator, authentication and CORS around these route
 """
 
 import contextlib
+import json
 import pickle
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -32,6 +34,7 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 from serve_app.config import ModelConfig
 from serve_app.fleet.client import FleetClient
 from serve_app.fleet.journal import Entry
+from serve_app.fleet.peers import Deployment, Limits
 from serve_app.gateway.admission import Admission, AdmissionConfig
 from serve_app.gateway.ticket import admit
 from serve_app.replica.arguments import parse_arguments
@@ -39,8 +42,9 @@ from serve_app.replica.deployment import Description
 from serve_app.telemetry.metrics import adopt_vllm_metrics
 from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, VllmConfig
 
-MOST_TOKENS = 4  # of a chunk, under load
-HELD_BACK_S = 0.1  # a token waits no longer for the others of its chunk
+MOST_TOKENS = 8  # of a chunk, under load
+HELD_BACK_S = 0.06  # a token waits no longer for the others of its chunk
+COUNTERS = 64  # settings of a reasoning parser that are kept ready
 
 
 class Frontend:
@@ -106,7 +110,7 @@ async def open_frontend(
     description: Description,
     *,
     host: str,
-    on_replica_lost: Callable[[], None],
+    deployment: Deployment,
     admission: AdmissionConfig,
 ) -> Frontend:
     """Build the front end of a model from what one of its replicas said of it."""
@@ -116,7 +120,8 @@ async def open_frontend(
     config: VllmConfig = pickle.loads(description.config)  # noqa: S301 - from our replica, by Serve
     # The replica's has the reasoning parser, which vLLM takes from a flag of its own when it builds the whole config.
     arguments.structured_outputs_config = config.structured_outputs_config
-    fleet = FleetClient(replicas, host, description.tasks, on_replica_lost, admit)
+    limits = Limits(model.watchdog.silent_s, model.drain_moves_per_s)
+    fleet = FleetClient(replicas, host, description.tasks, deployment=deployment, limits=limits, admit=admit)
     with _engine_core_is(fleet):
         engine = AsyncLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
     engine.renderer.start_mm_warmup_in_background()
@@ -138,12 +143,18 @@ def _reasoning_counter(arguments: Namespace, engine: AsyncLLM) -> Callable[[Entr
         return lambda entry: 0
     parser, tokenizer = ReasoningParserManager.get_reasoning_parser(name), engine.get_tokenizer()
 
+    @lru_cache(COUNTERS)
+    def counter(settings: str) -> Callable[[list[int]], int]:
+        # A parser takes longer to make than to count with.
+        counting: Callable[[list[int]], int] = parser(tokenizer, **json.loads(settings)).count_reasoning_tokens
+        return counting
+
     def count(entry: Entry) -> int:
         # Whether there is any depends on the request; on routes without reasoning vLLM leaves this out.
         settings = entry.request.reasoning_parser_kwargs
         if settings is None:
             return 0
-        return int(parser(tokenizer, **settings).count_reasoning_tokens(entry.tokens[: entry.read]))
+        return int(counter(json.dumps(settings, sort_keys=True))(entry.tokens[: entry.read]))
 
     return count
 

@@ -1,34 +1,15 @@
 """What health and requests are told of models that do not start."""
 
-from types import SimpleNamespace
-from typing import Any, cast
-
+import httpx
 import pytest
 
-from serve_app.config import load_model
-from serve_app.fleet.watch import FleetWatch
 from serve_app.gateway import reports
-from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.errors import GatewayError, ModelFailed, ModelLoading
-from serve_app.gateway.models import Model, Models
+from serve_app.gateway.models import Models
 from serve_app.ray_seam import Replicas
+from tests.unit.gateway.front_door import KEY, gateway, models_with
 
 LOADING, FAILED = Replicas(), Replicas(failed=True)
-
-
-class Watch(dict[str, Replicas]):
-    """The replicas of each deployment, as a test says."""
-
-    gpu_available = False
-
-
-def models_with(*replicas: Replicas) -> Models:
-    watch, models = Watch(), []
-    for number, each in enumerate(replicas):
-        handle: Any = SimpleNamespace(deployment_name=f"replica-{number}")
-        watch[handle.deployment_name] = each
-        models.append(Model(load_model("demo").model_copy(update={"id": f"m{number}"}), handle))
-    return Models(models, cast("FleetWatch", watch), GatewayConfig())
 
 
 @pytest.mark.parametrize(
@@ -58,3 +39,27 @@ def test_only_a_request_to_a_model_that_loads_is_told_to_come_again(
         models.ready(next(iter(models)))
     assert (refusal.value.status, dict(refusal.value.headers)) == (503, headers)
     assert "m0" in str(refusal.value)
+
+
+def client_of(models: Models) -> httpx.AsyncClient:
+    """A client of the gateway's own app, without Serve around it."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(gateway(models)), base_url="http://gateway")
+
+
+@pytest.mark.parametrize(
+    ("replicas", "code", "headers"),
+    [
+        (LOADING, "model_loading", {"retry-after": "10"}),
+        (FAILED, "model_failed", {"x-should-retry": "false"}),
+    ],
+)
+async def test_while_no_model_can_answer_requests_and_health_are_503(
+    replicas: Replicas, code: str, headers: dict[str, str]
+) -> None:
+    async with client_of(models_with(replicas)) as client:
+        health = await client.get("/api/healthz")
+        body = {"messages": [{"role": "user", "content": "Hi"}]}
+        answer = await client.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {KEY}"})
+    assert (health.status_code, health.json()["model_loaded"]) == (503, False)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, code)
+    assert headers.items() <= dict(answer.headers).items()

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve_app.gateway.errors import GatewayError, Headers
+from serve_app.gateway.errors import GatewayError, Headers, HeadersTooLarge
+from serve_app.gateway.policy.check import Policy
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.replies import error_body
-from tests.unit.policy.door import CHAT, JSON, LEAST, caller, check, error_of
+from serve_app.gateway.routes import MODEL_ROUTES
+from tests.unit.policy.door import CHAT, DEFAULT, JSON, LEAST, caller, check, error_of
 
 FORM = "/v1/audio/transcriptions"
 HI = b'{"messages": [{"role": "user", "content": "Hi"}]%s}'
@@ -32,6 +34,16 @@ def answer(error: GatewayError) -> tuple[int, str, str | None]:
 def test_too_many_headers(headers: Headers) -> None:
     error = error_of(CHAT, HI % b"", headers=[*JSON, *headers])
     assert answer(error) == (431, "headers_too_large", None)
+
+
+def test_a_head_may_be_as_large_as_the_setting_says() -> None:
+    policy = Policy(PolicyConfig(header_bytes=100, headers=2), b"")
+    policy.check_head(b"/" * 50, [(b"name", b"v" * 42)])
+    with pytest.raises(HeadersTooLarge):
+        policy.check_head(b"/" * 51, [(b"name", b"v" * 42)])
+    policy.check_head(b"/", [(b"a", b""), (b"b", b"")])
+    with pytest.raises(HeadersTooLarge):
+        policy.check_head(b"/", [(b"a", b""), (b"b", b""), (b"c", b"")])
 
 
 @pytest.mark.parametrize(
@@ -61,7 +73,7 @@ def test_other_content_types_and_encodings(path: str, headers: Headers) -> None:
     ],
 )
 def test_the_usual_headers(headers: Headers) -> None:
-    assert check(CHAT, HI % b"", headers=headers).model is None
+    assert not check(CHAT, HI % b"", headers=headers).bounded
 
 
 def test_a_body_has_a_size() -> None:
@@ -223,7 +235,12 @@ def test_a_form_passes_as_it_is() -> None:
         part("timestamp_granularities[]", "segment"),
         FILE,
     )
-    assert check(FORM, body, headers=MULTIPART) == (body, "whisper", False)
+    assert check(FORM, body, headers=MULTIPART) == (body, False, 1, 1)
+
+
+async def test_the_model_of_a_form_is_read_before_anything_is_checked() -> None:
+    body = form(part("model", "whisper"), part("colour", "red"), FILE)
+    assert (await DEFAULT.read(MODEL_ROUTES[FORM], MULTIPART, body)).model == "whisper"
 
 
 def test_a_form_without_a_boundary() -> None:
@@ -236,7 +253,7 @@ def test_the_length_of_a_forms_answer_is_bounded() -> None:
     over = form(FILE, part("max_completion_tokens", "21"))
     assert answer(error_of(FORM, over, limited, headers=MULTIPART)) == (400, "invalid_value", "max_completion_tokens")
     own = form(FILE, part("max_completion_tokens", "20"))
-    assert check(FORM, own, limited, headers=MULTIPART) == (own, None, True)
+    assert check(FORM, own, limited, headers=MULTIPART) == (own, True, 1, 1)
     bounded = check(FORM, form(FILE), limited, headers=MULTIPART)
     assert bounded.body == form(part("max_completion_tokens", "20"), FILE)
     assert check(FORM, bounded.body, limited, headers=MULTIPART).bounded
