@@ -50,6 +50,8 @@ class Header(msgspec.Struct, array_like=True, gc=False):
     """The replica's id in Serve."""
     offsets: list[int] = []
     """For each output, how many tokens of its attempt were pushed before it."""
+    begun: list[str] = []
+    """Request ids, marked with the attempt, that were held back here and are given to the engine core now."""
     taken: list[str] = []
     """Request ids, marked with the attempt, that this replica carries from now on."""
     leaving_s: float | None = None
@@ -121,6 +123,10 @@ class TokenSender:
             SinkGone: the gateway does not read. Its line is closed and what waits in it is lost.
         """
         self._send(address, Header(self._replica, offsets), self._outputs.encode(outputs))
+
+    def begin(self, address: str, attempt: str) -> None:
+        """Tell a gateway that an attempt is given to the engine core now; raises SinkGone as `push` does."""
+        self._send(address, Header(self._replica, begun=[attempt]))
 
     def take(self, address: str, attempt: str) -> None:
         """Tell a gateway that this replica carries an attempt of a request; raises SinkGone as `push` does."""
