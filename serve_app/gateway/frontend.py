@@ -7,7 +7,7 @@ adds admin routes, an instrumentator, authentication and CORS around these route
 import contextlib
 import pickle
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 from fastapi import FastAPI
@@ -25,6 +25,7 @@ from vllm.entrypoints.serve.exception_handling.register import init_exception_ha
 from vllm.entrypoints.serve.tokenize.api_router import attach_router as attach_tokenize
 from vllm.entrypoints.speech_to_text.factories import register_speech_to_text_api_routers
 from vllm.envs import enable_envs_cache
+from vllm.outputs import RequestOutput
 from vllm.reasoning import ReasoningParserManager
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
@@ -32,8 +33,9 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 from serve_app.config import ModelConfig
 from serve_app.fleet.client import FleetClient
 from serve_app.fleet.journal import Entry
+from serve_app.gateway import ticket as tickets
 from serve_app.gateway.admission import Admission, AdmissionConfig
-from serve_app.gateway.ticket import admit
+from serve_app.gateway.policy.reading import Reading
 from serve_app.replica.arguments import parse_arguments
 from serve_app.replica.deployment import Description
 from serve_app.telemetry.metrics import adopt_vllm_metrics
@@ -54,12 +56,14 @@ class Frontend:
         engine: AsyncLLM,
         metrics: CollectorRegistry,
         admission: AdmissionConfig,
+        reading: Reading,
         count_reasoning: Callable[[Entry], int],
     ) -> None:
         self._app = app
         self._open = 0
         self.fleet = fleet
         self.metrics = metrics
+        self.reading = reading
         self.count_reasoning = count_reasoning
         """How many of the tokens that the client was told of are reasoning."""
         self._engine = engine
@@ -116,9 +120,9 @@ async def open_frontend(
     config: VllmConfig = pickle.loads(description.config)  # noqa: S301 - from our replica, by Serve
     # The replica's has the reasoning parser, which vLLM takes from a flag of its own when it builds the whole config.
     arguments.structured_outputs_config = config.structured_outputs_config
-    fleet = FleetClient(replicas, host, description.tasks, on_replica_lost, admit)
+    fleet = FleetClient(replicas, host, description.tasks, on_replica_lost, tickets.admit)
     with _engine_core_is(fleet):
-        engine = AsyncLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
+        engine = _MeteredLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
     engine.renderer.start_mm_warmup_in_background()
     app = _routes(arguments, description.tasks, config)
     await init_app_state(engine, app.state, arguments, description.tasks)
@@ -128,8 +132,22 @@ async def open_frontend(
         engine=engine,
         metrics=adopt_vllm_metrics(),
         admission=admission,
+        reading=Reading(engine.get_tokenizer(), engine.model_config.max_model_len),
         count_reasoning=_reasoning_counter(arguments, engine),
     )
+
+
+class _MeteredLLM(AsyncLLM):
+    """Counts the tokens that clients are sent: under load the front end holds some back for the next chunk."""
+
+    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
+        ticket = tickets.current.get()
+        async with contextlib.aclosing(super().generate(*args, **kwargs)) as outputs:
+            async for output in outputs:
+                yield output
+                # Who reads this has come back for more, so the chunk has been written.
+                for choice in output.outputs:
+                    ticket.note_sent(output.request_id, choice.index, len(choice.token_ids))
 
 
 def _reasoning_counter(arguments: Namespace, engine: AsyncLLM) -> Callable[[Entry], int]:
@@ -143,7 +161,7 @@ def _reasoning_counter(arguments: Namespace, engine: AsyncLLM) -> Callable[[Entr
         settings = entry.request.reasoning_parser_kwargs
         if settings is None:
             return 0
-        return int(parser(tokenizer, **settings).count_reasoning_tokens(entry.tokens[: entry.read]))
+        return int(parser(tokenizer, **settings).count_reasoning_tokens(entry.tokens[: entry.sent]))
 
     return count
 

@@ -47,6 +47,10 @@ class Checked(NamedTuple):
     """None: the body names none."""
     bounded: bool
     """Whether the length of the answer is the client's choice."""
+    chars: int = 0
+    """Characters of the longest prompt, as far as they are known to become part of it."""
+    chat: dict[str, Any] | None = None
+    """The body, where the model's template makes turns of it."""
 
 
 class Policy:
@@ -102,7 +106,7 @@ class Policy:
         self._put_in(policy, value, caller)
         if route.stream_by_default:
             value.setdefault("stream", True)
-        return Checked(encode(value), name, bounded)
+        return Checked(encode(value), name, bounded, _chars(policy, value, view), value if policy.chat else None)
 
     def _view(self, name: Any, caller: Asker) -> View:
         bounds = self._config.media
@@ -164,3 +168,9 @@ class Policy:
         for name in values.keys() - given:
             body = with_field(headers, body, name, values[name])
         return Checked(body, values.get("model"), bounded)
+
+
+def _chars(policy: RoutePolicy, value: dict[str, Any], view: View) -> int:
+    if value.get("truncate_prompt_tokens") is not None:
+        return 0  # it is cut
+    return view.chars if policy.chat else view.longest

@@ -223,7 +223,7 @@ def test_a_form_passes_as_it_is() -> None:
         part("timestamp_granularities[]", "segment"),
         FILE,
     )
-    assert check(FORM, body, headers=MULTIPART) == (body, "whisper", False)
+    assert check(FORM, body, headers=MULTIPART)[:3] == (body, "whisper", False)
 
 
 def test_a_form_without_a_boundary() -> None:
@@ -236,7 +236,7 @@ def test_the_length_of_a_forms_answer_is_bounded() -> None:
     over = form(FILE, part("max_completion_tokens", "21"))
     assert answer(error_of(FORM, over, limited, headers=MULTIPART)) == (400, "invalid_value", "max_completion_tokens")
     own = form(FILE, part("max_completion_tokens", "20"))
-    assert check(FORM, own, limited, headers=MULTIPART) == (own, None, True)
+    assert check(FORM, own, limited, headers=MULTIPART)[:3] == (own, None, True)
     bounded = check(FORM, form(FILE), limited, headers=MULTIPART)
     assert bounded.body == form(part("max_completion_tokens", "20"), FILE)
     assert check(FORM, bounded.body, limited, headers=MULTIPART).bounded
