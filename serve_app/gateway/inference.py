@@ -90,8 +90,8 @@ class Inference:
             )
 
     async def _answer(self, call: Call, route: ModelRoute, scope: Scope, receive: Receive, send: Send) -> None:
-        self._policy.check_headers(route, scope["headers"])
-        body = await read_body(receive, self._policy.body_limit(route))
+        self._policy.check_content(route, scope["headers"])
+        body = await read_body(receive, self._policy.body_limit(route), self._config.deadlines.body_s)
         request = await self._policy.check(route, scope["headers"], body, call.caller)
         model = self._models.get(request.model, call.caller)
         call.model = model.config.id

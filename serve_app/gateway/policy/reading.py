@@ -58,13 +58,8 @@ class Reading:
         if type(value) is str:
             match = self._control.search(value) if self._control else None
             return (path, match[0]) if match else None
-        if type(value) is dict:
-            named = self._find(" ".join(value), path)
-            children = value.items()
-        elif type(value) is list:
-            named, children = None, enumerate(value)
-        else:
-            return None
+        named = self._find(" ".join(value), path) if type(value) is dict else None
+        children = value.items() if type(value) is dict else enumerate(value) if type(value) is list else ()
         inside = (self._find(item, f"{path}.{name}") for name, item in children)
         return named or next(filter(None, inside), None)
 
