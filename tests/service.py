@@ -62,6 +62,8 @@ class Service:
     """Keys of the keys file, by name."""
     loading: frozenset[str] = frozenset()
     """Models that are never ready."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Its environment."""
     _asker: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=10, limits=NOT_KEPT))
     """To ask again and again: a client of its own for each question would cost 30 ms of CPU time."""
 
@@ -112,6 +114,26 @@ class Service:
         models = self.health().get("details", {}).get("models", [])
         running = [m["replicas"]["running"] for m in models if m["id"] == model]
         return running == [len(self.replicas(model))] and running[0] >= replicas
+
+    def deploy(self, models: list[dict[str, Any] | str], **arguments: Any) -> None:
+        """Edit the config, `gateway` and what else stands beside the models, and have it deployed as users do."""
+        file = self.log.with_name("serve_config.yaml")
+        config = yaml.safe_load(file.read_text())
+        config["applications"][0]["args"] |= {"models": models, **arguments}
+        file.write_text(yaml.safe_dump(config))
+        serve = Path(sys.executable).with_name("serve")
+        command = [serve, "deploy", file, "--address", self._dashboard()]
+        subprocess.run(command, check=True, capture_output=True, env={**clean_environment(), **self.variables})
+
+    def _dashboard(self) -> str:
+        """The address of Ray's dashboard, which takes new configs."""
+        (dashboard,) = self.processes("dashboard/dashboard.py")
+        ports = {each.laddr.port for each in dashboard.net_connections("tcp4") if each.status == psutil.CONN_LISTEN}
+        for url in (f"http://127.0.0.1:{port}" for port in ports):
+            with contextlib.suppress(httpx.HTTPError):
+                if self._asker.get(f"{url}/api/gcs_healthz").is_success:
+                    return url
+        raise AssertionError(f"no dashboard answers on {ports}")
 
     def ready(self) -> bool:
         """Whether every model answers that ever will; fails the test at once if the service has ended."""
@@ -208,7 +230,7 @@ def running_service(
             env={**clean_environment(), **ray, **own, **(variables or {})},
             start_new_session=True,
         )
-        service = Service(f"http://127.0.0.1:{port}", key, started, log, log, made, frozenset(loading))
+        service = Service(f"http://127.0.0.1:{port}", key, started, log, log, made, frozenset(loading), {**ray, **own})
         try:
             wait_for(service.ready, "the service's start", START_S, every=1)
             yield service

@@ -16,8 +16,9 @@ import torch
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.fleet.channel import Header, TokenReceiver
+from serve_app.fleet.channel import Header, SinkGone, TokenReceiver
 from serve_app.fleet.journal import Entry, Journal, TokensLost
+from serve_app.fleet.peers import Deployment, Limits, Peers
 from serve_app.vllm_seam import (
     EngineCoreClient,
     EngineCoreOutput,
@@ -56,14 +57,17 @@ class FleetClient(EngineCoreClient):
         replicas: DeploymentHandle[Any],
         host: str,
         tasks: tuple[SupportedTask, ...],
-        on_replica_lost: Callable[[], None],
+        *,
+        deployment: Deployment,
+        limits: Limits,
         admit: Callable[[Entry], Awaitable[None]],
     ) -> None:
         """Args:
         replicas: handle of the model's replica deployment.
         host: this node's address, where the token channel is bound.
         tasks: what the model can do, as its engine core says.
-        on_replica_lost: called whenever a call fails because its replica is gone.
+        deployment: those replicas as Serve sees them.
+        limits: what is expected of them.
         admit: awaited before a request goes out, in the context of whoever asks; it may take its time, and
             what it raises ends the request.
         """
@@ -71,7 +75,7 @@ class FleetClient(EngineCoreClient):
         self.journal = Journal()
         self._generate = replicas.options(method_name="generate")
         self._tasks = tasks
-        self._on_replica_lost = on_replica_lost
+        self._deployment = deployment
         self._admit = admit
         self._receiver = TokenReceiver(host)
         self._encoder = MsgpackEncoder()
@@ -80,7 +84,9 @@ class FleetClient(EngineCoreClient):
         self._unread: dict[str, Entry] = {}
         self._load: dict[str, SchedulerStats] = {}
         self._attempts: set[asyncio.Task[None]] = set()
+        self._peers = Peers(self.journal, deployment, limits, move=self._relocate, lost=self._take_back)
         self._reader = asyncio.create_task(self._read())
+        self._overseer = asyncio.create_task(self._peers.run())
 
     async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
         return self._tasks
@@ -122,7 +128,7 @@ class FleetClient(EngineCoreClient):
 
     def shutdown(self, timeout: float | None = None) -> None:
         self.resources.engine_dead = True
-        for task in (self._reader, *self._attempts):
+        for task in (self._reader, self._overseer, *self._attempts):
             task.cancel()
         self._receiver.close()
 
@@ -144,9 +150,10 @@ class FleetClient(EngineCoreClient):
         except asyncio.CancelledError:
             call.cancel()  # type: ignore[no-untyped-call]
             raise
-        except RayActorError as error:
+        except (RayActorError, SinkGone) as error:
             self._load.clear()
-            self._on_replica_lost()
+            self._peers.forget(entry.carrier)
+            self._deployment.wake()
             logger.warning("request %s: replica gone (%s)", request.request_id, type(error).__name__)
         except Exception:  # the boundary to Serve: whatever failed, this request ends and the others go on
             logger.exception("request %s failed in the replica", request.request_id)
@@ -168,11 +175,22 @@ class FleetClient(EngineCoreClient):
             return
         if (end := entry.exhausted()) is not None:
             self._end(entry, *end)
-        elif entry.attempt + 1 < MAX_ATTEMPTS and entry.resumable():
+        elif entry.attempt - entry.relocations + 1 < MAX_ATTEMPTS and entry.resumable():
             entry.next_attempt()
             self._start(entry)
         else:
             self._end(entry, FinishReason.ERROR)
+
+    def _take_back(self, entry: Entry) -> None:
+        """Move a request whose replica will not end the call by itself."""
+        if entry.task is not None:
+            entry.task.cancel()
+        self._move(entry)
+
+    def _relocate(self, entry: Entry) -> None:
+        """Move a request off a replica that is being stopped, which costs it none of its moves."""
+        entry.relocations += 1
+        self._take_back(entry)
 
     def _end(self, entry: Entry, finish_reason: FinishReason, stop_reason: int | None = None) -> None:
         """End a request in place of a replica."""
@@ -190,6 +208,7 @@ class FleetClient(EngineCoreClient):
     async def _read(self) -> None:
         while True:
             header, step = await self._receiver.receive()
+            self._peers.heard(header)
             step.outputs = [
                 output
                 for output, offset in zip(step.outputs, header.offsets, strict=True)
@@ -209,9 +228,7 @@ class FleetClient(EngineCoreClient):
             self.journal.record(entry, output, offset)
         except TokensLost:
             logger.warning("request %s: tokens lost on the way", output.request_id)
-            if entry.task is not None:
-                entry.task.cancel()
-            self._move(entry)
+            self._take_back(entry)
             return False
         return True
 

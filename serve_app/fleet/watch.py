@@ -42,9 +42,14 @@ class FleetWatch:
         self._targets = targets
         self._replicas = dict.fromkeys(targets, Replicas())
         self._woken = asyncio.Event()
+        self.looked = asyncio.Event()
+        """Set after the first look."""
 
     def __getitem__(self, deployment: str) -> Replicas:
         return self._replicas[deployment]
+
+    def of(self, deployment: str) -> "Watched":
+        return Watched(self, self._application, deployment)
 
     def wake(self) -> None:
         """Have a look now: a replica seems to be gone."""
@@ -58,6 +63,7 @@ class FleetWatch:
                 await asyncio.to_thread(self._poll)
             except (RayError, RayServeException) as error:
                 logger.warning("Serve's controller does not answer: %s", type(error).__name__)
+            self.looked.set()
             on_look()
             calm = all(self._replicas[name].running >= target for name, target in self._targets.items())
             with contextlib.suppress(TimeoutError):
@@ -66,4 +72,23 @@ class FleetWatch:
     def _poll(self) -> None:
         self.gpu_available = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
         found = ray_seam.replicas(self._application)
-        self._replicas = {name: found.get(name, Replicas()) for name in self._targets}
+        if found:  # Serve tells of none while it builds the application anew
+            self._replicas = {name: found.get(name, Replicas()) for name in self._targets}
+
+
+class Watched:
+    """One deployment of the fleet (see `fleet.peers.Deployment`)."""
+
+    def __init__(self, watch: FleetWatch, application: str, name: str) -> None:
+        self._watch = watch
+        self._application = application
+        self._name = name
+
+    def wake(self) -> None:
+        self._watch.wake()
+
+    def running(self) -> frozenset[str]:
+        return self._watch[self._name].ids
+
+    def kill(self, replica: str) -> bool:
+        return ray_seam.kill_replica(self._application, self._name, replica)

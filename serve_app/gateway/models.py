@@ -1,6 +1,7 @@
 """The models behind this gateway: which exist, which can answer, and the front end of each."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ logger = logging.getLogger("ray.serve")
 
 # Loading takes from half a minute to many; a client that asks this often costs nothing.
 RETRY_AFTER_S = 10
+# A new gateway waits no longer before it takes requests: a front end opens within seconds, or its replica is stuck.
+WARM_S = 60
 
 
 class Model:
@@ -32,14 +35,17 @@ class Model:
         self.handle = replicas
         self.created = int(time.time())
         self.frontend: Frontend | None = None
+        self.opened = asyncio.Event()
         self.description: Description | None = None
 
     async def open(self, host: str, watch: FleetWatch, admission: AdmissionConfig) -> None:
         """Wait for the first replica and build the front end."""
         self.description = await self.handle.describe.remote()
+        deployment = watch.of(self.handle.deployment_name)
         self.frontend = await open_frontend(
-            self.config, self.handle, self.description, host=host, on_replica_lost=watch.wake, admission=admission
+            self.config, self.handle, self.description, host=host, deployment=deployment, admission=admission
         )
+        self.opened.set()
         logger.info("model %s is ready", self.config.id)
 
 
@@ -103,6 +109,15 @@ class Models:
             tasks.create_task(self._watch.run(self._make_room))
             for model in self:
                 tasks.create_task(self._open(model, host))
+
+    async def warm(self) -> None:
+        """Wait for the front ends of models that have replicas already: this gateway may be to replace another."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WARM_S):
+                await self._watch.looked.wait()
+                for model in self:
+                    if self.replicas(model).running:
+                        await model.opened.wait()
 
     async def _open(self, model: Model, host: str) -> None:
         await model.open(host, self._watch, self._config.admission)

@@ -1,4 +1,4 @@
-"""The way of a request to the gateway as Serve builds it: connection, edge, gateway, and one model that loads."""
+"""The way of a request to the gateway as Serve builds it: connection, edge, gateway, and models that do not answer."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -28,20 +28,27 @@ from serve_app.ray_seam import Replicas
 from tests.service import wait_for
 
 KEY = "the-operators-key"
-MODEL = "loading"
 
 
 class Watch(dict[str, Replicas]):
-    """The replicas of each deployment."""
+    """The replicas of each deployment, as a test says."""
 
     gpu_available = False
 
 
-def gateway(config: GatewayConfig, origins: str = "") -> ASGIApp:
+def models_with(*replicas: Replicas) -> Models:
+    """Models m0, m1 and so on, with these replicas and no front end."""
+    watch, models = Watch(), []
+    for number, each in enumerate(replicas):
+        handle: Any = SimpleNamespace(deployment_name=f"replica-{number}")
+        watch[handle.deployment_name] = each
+        models.append(Model(load_model("demo").model_copy(update={"id": f"m{number}"}), handle))
+    return Models(models, cast("FleetWatch", watch), GatewayConfig())
+
+
+def gateway(models: Models, config: GatewayConfig | None = None, origins: str = "") -> ASGIApp:
     """The gateway's app as its deployment builds it."""
-    handle: Any = SimpleNamespace(deployment_name="replica")
-    model = Model(load_model("demo").model_copy(update={"id": MODEL}), handle)
-    models = Models([model], cast("FleetWatch", Watch(replica=Replicas())), config)
+    config = config or GatewayConfig()
     policy = Policy(config.policy, b"secret")
     app = GatewayApp(
         models=models,

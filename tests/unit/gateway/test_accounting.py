@@ -285,15 +285,13 @@ def test_what_is_refused_has_a_row_without_tokens(url: URL) -> None:
     async def main() -> tuple[Service, list[Exception | None], int]:
         service, errors = Service(url), []
         full = FrontEnd((1,), admission=Admission(AdmissionConfig(max_waiting=0), 0))
-        client, inference = Client(), service.inference(full)
-        await service.ask(client, inference)
-        assert client.status == Overloaded.status
 
         def loading() -> None:
             raise ModelLoading("m", 10)
 
         good = service.inference(FrontEnd((1,)))
         for asking, door, path in (
+            (Client(), service.inference(full), CHAT),
             (Client(body=b"{"), good, CHAT),
             (Client(body=b'{"colour": 1}'), good, CHAT),
             (Client(), service.inference(FrontEnd((1,)), loading), CHAT),
@@ -304,6 +302,7 @@ def test_what_is_refused_has_a_row_without_tokens(url: URL) -> None:
 
     service, errors, charged = run(main())
     assert [error.code for error in errors if isinstance(error, GatewayError)] == [
+        "server_is_overloaded",
         "invalid_json",
         "unknown_parameter",
         "model_loading",
