@@ -25,6 +25,7 @@ class Choice(msgspec.Struct):
 class Usage(msgspec.Struct):
     """Token counts, in the frame after the last choice."""
 
+    prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
@@ -52,6 +53,17 @@ class Answer:
     gaps: tuple[float, ...] = ()
     tokens: int = 0
     error: str | None = None
+    text: str = ""
+    prompt_tokens: int = 0
+    retry_after: float | None = None
+    """Seconds after which to try again, where the service refused the request and said so."""
+
+    @property
+    def worst_wait(self) -> float:
+        """The longest time without news: before the first text, between two frames, or after the last one."""
+        if self.ttft is None:
+            return self.seconds
+        return max(self.ttft, *self.gaps, self.seconds - self.ttft - sum(self.gaps))
 
 
 @dataclass(slots=True)
@@ -68,9 +80,12 @@ class AnswerReader:
     ttft: float | None = None
     gaps: list[float] = field(default_factory=list)
     tokens: int = 0
+    prompt_tokens: int = 0
+    retry_after: float | None = None
     finish_reason: str | None = None
     error: str | None = None
     complete: bool = False
+    _text: list[str] = field(default_factory=list)
     _last_frame_at: float = 0.0
     _unfinished: bytes = b""
 
@@ -95,7 +110,17 @@ class AnswerReader:
             self.fail("the stream ended without [DONE]")
         if self.finish_reason is None:
             self.fail("no finish_reason")
-        return Answer(now - self.started, self.ttfb, self.ttft, tuple(self.gaps), self.tokens, self.error)
+        return Answer(
+            now - self.started,
+            self.ttfb,
+            self.ttft,
+            tuple(self.gaps),
+            self.tokens,
+            self.error,
+            "".join(self._text),
+            self.prompt_tokens,
+            self.retry_after,
+        )
 
     def _event(self, payload: bytes, now: float) -> None:
         if payload == b"[DONE]":
@@ -105,12 +130,13 @@ class AnswerReader:
         if frame.error:
             self.fail(f"error frame: {frame.error.message}")
         if frame.usage:
-            self.tokens = frame.usage.completion_tokens
+            self.tokens, self.prompt_tokens = frame.usage.completion_tokens, frame.usage.prompt_tokens
         if frame.choices:
             self._choice(frame.choices[0], now)
 
     def _choice(self, choice: Choice, now: float) -> None:
         self.finish_reason = choice.finish_reason or self.finish_reason
+        self._text.append(choice.delta.content or choice.delta.reasoning or "")
         if self.ttft is not None and now > self._last_frame_at:
             self.gaps.append(now - self._last_frame_at)
         elif self.ttft is None and (choice.delta.content or choice.delta.reasoning):

@@ -12,6 +12,7 @@ from typing import Any
 from ray import serve
 
 from serve_app.config import ModelConfig, ServiceConfig
+from serve_app.fleet.quarantine_board import QuarantineBoard
 from serve_app.gateway.config import GatewayConfig, check_gateway
 from serve_app.gateway.deployment import Gateway
 from serve_app.gateway.keys.keyring import Keyring
@@ -43,7 +44,11 @@ def build(config: ServiceConfig) -> serve.Application:
         ray_actor_options=_actor(config.gateway.num_cpus, {"OMP_NUM_THREADS": "1"}),
     )
     app: serve.Application = gateway(serve.ingress()(Gateway)).bind(
-        config.gateway, models, [_replicas(model) for model in models], _limiter(config.gateway)
+        config.gateway,
+        models,
+        [_replicas(model) for model in models],
+        _limiter(config.gateway),
+        _shared("quarantine", QuarantineBoard) if config.gateway.replicas > 1 else None,
     )
     return app
 
@@ -52,15 +57,20 @@ def _limiter(config: GatewayConfig) -> serve.Application | None:
     """The limiter that several gateways share; one gateway needs none, and Redis takes its place."""
     if config.replicas == 1 or config.limits.redis_url() is not None:
         return None
+    return _shared("limiter", MemoryLimiter, config.limits.lease_s)
+
+
+def _shared(name: str, kind: type[Any], *arguments: Any) -> serve.Application:
+    """One actor for all gateways."""
     deployment = serve.deployment(
-        name="limiter",
+        name=name,
         num_replicas=1,
         max_ongoing_requests=100_000,
         ray_actor_options=_actor(0, {}),
         logging_config={"enable_access_log": False},
     )
-    limiter: serve.Application = deployment(MemoryLimiter).bind(config.limits.lease_s)
-    return limiter
+    app: serve.Application = deployment(kind).bind(*arguments)
+    return app
 
 
 def _replicas(model: ModelConfig) -> serve.Application:

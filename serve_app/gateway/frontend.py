@@ -36,13 +36,15 @@ from serve_app.config import ModelConfig
 from serve_app.fleet.client import FleetClient
 from serve_app.fleet.journal import Entry
 from serve_app.fleet.peers import Deployment, Limits
+from serve_app.fleet.quarantine import Quarantine
+from serve_app.fleet.settings import FailoverConfig
 from serve_app.gateway import ticket as tickets
 from serve_app.gateway.admission import Admission, AdmissionConfig
 from serve_app.gateway.policy.reading import Reading
 from serve_app.replica.arguments import parse_arguments
 from serve_app.replica.deployment import Description
 from serve_app.telemetry.metrics import adopt_vllm_metrics
-from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, VllmConfig
+from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, VllmConfig, restart_output
 
 MOST_TOKENS = 8  # of a chunk, under load
 HELD_BACK_S = 0.06  # a token waits no longer for the others of its chunk
@@ -116,6 +118,8 @@ async def open_frontend(
     host: str,
     deployment: Deployment,
     admission: AdmissionConfig,
+    failover: FailoverConfig,
+    quarantine: Quarantine,
 ) -> Frontend:
     """Build the front end of a model from what one of its replicas said of it."""
     enable_envs_cache()
@@ -124,8 +128,19 @@ async def open_frontend(
     config: VllmConfig = pickle.loads(description.config)  # noqa: S301 - from our replica, by Serve
     # The replica's has the reasoning parser, which vLLM takes from a flag of its own when it builds the whole config.
     arguments.structured_outputs_config = config.structured_outputs_config
-    limits = Limits(model.watchdog.silent_s, model.drain_moves_per_s)
-    fleet = FleetClient(replicas, host, description.tasks, deployment=deployment, limits=limits, admit=tickets.admit)
+    fleet = FleetClient(
+        replicas,
+        host,
+        description.tasks,
+        deployment=deployment,
+        limits=Limits(model.watchdog.silent_s, model.drain_moves_per_s),
+        admit=tickets.admit,
+        model=model.id,
+        engine=description.traits,
+        failover=failover,
+        quarantine=quarantine,
+        restart_output=lambda request: restart_output(engine.output_processor, request),
+    )
     with _engine_core_is(fleet):
         engine = _MeteredLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
     engine.renderer.start_mm_warmup_in_background()

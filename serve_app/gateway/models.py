@@ -10,8 +10,8 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import ModelConfig
+from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.watch import FleetWatch, State
-from serve_app.gateway.admission import AdmissionConfig
 from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.errors import ModelFailed, ModelLoading, ModelNotFound
 from serve_app.gateway.frontend import Frontend, open_frontend
@@ -38,12 +38,19 @@ class Model:
         self.opened = asyncio.Event()
         self.description: Description | None = None
 
-    async def open(self, host: str, watch: FleetWatch, admission: AdmissionConfig) -> None:
+    async def open(self, host: str, watch: FleetWatch, config: GatewayConfig, quarantine: Quarantine) -> None:
         """Wait for the first replica and build the front end."""
         self.description = await self.handle.describe.remote()
         deployment = watch.of(self.handle.deployment_name)
         self.frontend = await open_frontend(
-            self.config, self.handle, self.description, host=host, deployment=deployment, admission=admission
+            self.config,
+            self.handle,
+            self.description,
+            host=host,
+            deployment=deployment,
+            admission=config.admission,
+            failover=config.failover,
+            quarantine=quarantine,
         )
         self.opened.set()
         logger.info("model %s is ready", self.config.id)
@@ -52,10 +59,11 @@ class Model:
 class Models:
     """All models of the service, the first being the default."""
 
-    def __init__(self, models: list[Model], watch: FleetWatch, config: GatewayConfig) -> None:
+    def __init__(self, models: list[Model], watch: FleetWatch, config: GatewayConfig, quarantine: Quarantine) -> None:
         self._models = {model.config.id: model for model in models}
         self._watch = watch
         self._config = config
+        self._quarantine = quarantine
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
@@ -120,12 +128,14 @@ class Models:
                         await model.opened.wait()
 
     async def _open(self, model: Model, host: str) -> None:
-        await model.open(host, self._watch, self._config.admission)
+        await model.open(host, self._watch, self._config, self._quarantine)
         self._make_room()
 
     def _make_room(self) -> None:
         """Let each model run as much as its replicas can compute, as this gateway's share of it."""
         for model in self:
             if model.frontend is not None:
-                seats = self.replicas(model).running * model.frontend.seats
+                running = self.replicas(model).running
+                seats = running * model.frontend.seats
+                model.frontend.fleet.budget.set_replicas(running, self._config.replicas)
                 model.frontend.admission.set_capacity(-(-seats // self._config.replicas))

@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 from serve_app.fleet.journal import Entry
 from serve_app.gateway.admission import Admission, Slot
-from serve_app.gateway.errors import ContextLengthExceeded, GatewayError, Overloaded, UpstreamFailed
+from serve_app.gateway.errors import (
+    NO_RETRY,
+    ContextLengthExceeded,
+    GatewayError,
+    Overloaded,
+    RequestRefused,
+    UpstreamFailed,
+)
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.limits.limiter import Quota
 from serve_app.gateway.limits.requests import Reservation
@@ -95,17 +102,21 @@ class Ticket:
 
     @property
     def dispatched(self) -> float | None:
-        """When the first request went to a replica, in the event loop's time; None while none can be reached."""
+        """When the first request went to a replica, in the event loop's time; None while none can work on it."""
         starts = [entry.dispatched_at for entry in self.entries if entry.dispatched_at is not None]
-        return min(starts, default=None) if self._available() else None
+        return min(starts, default=None) if self._counts() else None
 
     @property
     def token(self) -> float | None:
-        """When the last token came, in the event loop's time; None: none has, or no replica can be reached."""
+        """When the last token came, in the event loop's time: now, while no replica can work on it; None: none has."""
         tokens = [entry.last_token_at for entry in self.entries if entry.last_token_at is not None]
         if not tokens:
             return None
-        return max(tokens) if self._available() else asyncio.get_running_loop().time()
+        return max(tokens) if self._counts() else asyncio.get_running_loop().time()
+
+    def _counts(self) -> bool:
+        """Whether the deadlines of its tokens run: a replica could answer, and no move waits for its turn."""
+        return self._available() and not any(entry.held for entry in self.entries)
 
     def usage(self) -> Usage:
         """What the request has come to so far."""
@@ -119,7 +130,7 @@ class Ticket:
             cached_tokens=sum(entry.cached_tokens for entry in prompts),
             output_tokens=sum(entry.read for entry in self.entries),
             sent_tokens=sum(entry.sent for entry in self.entries),
-            attempts=max(entry.attempt + 1 for entry in self.entries),
+            attempts=max(entry.replicas for entry in self.entries),
             first_token_at=min(first, default=None),
             # The worst of several choices: vLLM numbers them in that order.
             finish_reason=max(reasons, default=None),
@@ -136,17 +147,18 @@ class Ticket:
     async def admit(self, entry: Entry) -> None:
         """Wait until a request may go to a replica. One that may not is never let in: its answer is called off."""
         try:
+            if entry.refused:
+                raise RequestRefused
             self._fit(entry)
             slot = await self._enter(entry)
         except GatewayError as refusal:
-            self.refusal = self.refusal or refusal
-            if self.on_refusal is not None:
-                self.on_refusal(refusal)
+            self._fail(refusal)
             # Raised here, it would pass through vLLM, which logs a traceback for each.
             await asyncio.Event().wait()
             raise
         self.entries.append(entry)
-        entry.on_error = self._fail
+        entry.on_error = lambda: self._fail(UpstreamFailed())
+        entry.on_refused = lambda: self._fail(UpstreamFailed(NO_RETRY) if entry.replicas else RequestRefused())
         if slot is not None:
             entry.on_first_token = slot.first_token
             entry.on_close = lambda: slot.leave(entry.prompt_tokens + len(entry.tokens))
@@ -157,12 +169,16 @@ class Ticket:
         choices = [entry for entry in self.entries if entry.request.external_req_id == prompt]
         choices[choice].sent += tokens
 
-    def _fail(self) -> None:
+    def _fail(self, error: GatewayError) -> None:
+        self.refusal = self.refusal or error
         if self.on_refusal is not None:
-            self.on_refusal(UpstreamFailed())
+            self.on_refusal(error)
 
     def close(self) -> None:
-        """The request has ended: give back what its requests to the engine core do not give back themselves."""
+        """The request has ended: give back what its requests to the engine core have not given back themselves."""
+        for entry in self.entries:
+            if entry.on_close is not None:
+                entry.on_close()
         if self._entering is None or self._entering.cancel() or self._entering.exception() is not None:
             return
         for slot in self._entering.result():

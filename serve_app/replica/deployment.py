@@ -12,9 +12,12 @@ from ray import serve
 
 from serve_app.config import ModelConfig
 from serve_app.fleet.channel import BEAT_S, Sink, SinkGone, TokenSender
+from serve_app.fleet.resume import EngineTraits
+from serve_app.fleet.suspicion import Suspicion
 from serve_app.ray_seam import listen_on_node_address, on_sigterm, on_stop
-from serve_app.replica.engine import Engine, start_engine
+from serve_app.replica.engine import Engine, engine_traits, start_engine
 from serve_app.replica.engine_watch import EngineWatch
+from serve_app.replica.gate import Gate
 from serve_app.replica.leaving import Leaving, Terminated
 from serve_app.replica.process import protect_children
 from serve_app.vllm_seam import (
@@ -36,6 +39,7 @@ class Description(NamedTuple):
     """vLLM's configuration as the engine core left it, pickled."""
     tasks: tuple[SupportedTask, ...]
     """What the model can do, in vLLM's words: generate, embed, score, transcription, ..."""
+    traits: EngineTraits
     has_gpu: bool
     """Whether this replica holds a GPU."""
 
@@ -43,11 +47,12 @@ class Description(NamedTuple):
 class _Attempt:
     """One gateway's request in this replica's engine core."""
 
-    __slots__ = ("address", "done", "sent")
+    __slots__ = ("address", "answered", "done", "sent")
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.sent = 0
+        self.answered = asyncio.Event()
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -61,6 +66,7 @@ class Replica:
         self._sender = TokenSender(serve.get_replica_context().replica_id.unique_id)
         self._decoder = MsgpackDecoder(EngineCoreRequest)
         self._attempts: dict[str, _Attempt] = {}
+        self._gate = Gate()
         self._has_gpu = bool(ray.get_gpu_ids())
         self._leaving = Leaving(model.drain_grace_s, model.drain_timeout_s)
         on_stop(self._leaving.begin, lambda: self._leaving.begun)
@@ -73,15 +79,17 @@ class Replica:
 
     async def describe(self) -> Description:
         config = pickle.dumps(self._engine.config)
-        return Description(config, await self._engine.core.get_supported_tasks_async(), self._has_gpu)
+        tasks = await self._engine.core.get_supported_tasks_async()
+        return Description(config, tasks, engine_traits(self._engine.config), self._has_gpu)
 
-    async def generate(self, sink: Sink, request_id: str, frames: list[bytes]) -> None:
+    async def generate(self, sink: Sink, request_id: str, frames: list[bytes], suspicion: str = "") -> None:
         """Run one request to its end; cancelling the call aborts it in the engine core.
 
         Args:
             sink: the token channel of the gateway that asks.
             request_id: the request's id, marked with the attempt.
             frames: vLLM's encoding of an `EngineCoreRequest`.
+            suspicion: a `Suspicion`: how far it is to be kept apart from other requests until its first token.
 
         Raises:
             SinkGone: the gateway no longer reads its token channel.
@@ -90,13 +98,23 @@ class Replica:
         attempt = self._attempts[request_id] = _Attempt(sink.address)
         try:
             self._sender.take(sink.address, request_id)
-            await self._engine.core.add_request_async(self._decoder.decode(frames))
+            request = self._decoder.decode(frames)
+            if suspicion:
+                await self._begin_apart(attempt, request, Suspicion(suspicion))
+            else:
+                await self._engine.core.add_request_async(request)
             await attempt.done
         except (asyncio.CancelledError, SinkGone):
             await self._engine.core.abort_requests_async([request_id])
             raise
         finally:
             del self._attempts[request_id]
+
+    async def _begin_apart(self, attempt: _Attempt, request: EngineCoreRequest, suspicion: Suspicion) -> None:
+        async with self._gate.entered(suspicion):
+            self._sender.begin(attempt.address, request.request_id)
+            await self._engine.core.add_request_async(request)
+            await attempt.answered.wait()
 
     async def check_health(self) -> None:
         """Serve's health check: the engine core's own; a replica that got SIGTERM is to be replaced."""
@@ -161,6 +179,7 @@ class Replica:
             offsets.append(attempt.sent)
             outputs.append(output)
             attempt.sent += len(output.new_token_ids)
+            attempt.answered.set()
             if output.finished:
                 ended.append(attempt)
         if step.scheduler_stats is not None:
@@ -184,5 +203,6 @@ class Replica:
         given_up = [each for each in self._attempts.values() if each.address == address and not each.done.done()]
         for attempt in given_up:
             attempt.done.set_exception(gone)
+            attempt.answered.set()
         if given_up:
             logger.warning("gateway at %s is gone; %d of its requests are aborted", address, len(given_up))

@@ -11,6 +11,7 @@ from ray.serve._private.http_util import RequestIdMiddleware, convert_object_to_
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.config import load_model
+from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.watch import FleetWatch
 from serve_app.gateway.api import GatewayApp
 from serve_app.gateway.config import GatewayConfig
@@ -43,7 +44,7 @@ def models_with(*replicas: Replicas) -> Models:
         handle: Any = SimpleNamespace(deployment_name=f"replica-{number}")
         watch[handle.deployment_name] = each
         models.append(Model(load_model("demo").model_copy(update={"id": f"m{number}"}), handle))
-    return Models(models, cast("FleetWatch", watch), GatewayConfig())
+    return Models(models, cast("FleetWatch", watch), GatewayConfig(), Quarantine(600))
 
 
 def gateway(models: Models, config: GatewayConfig | None = None, origins: str = "") -> ASGIApp:

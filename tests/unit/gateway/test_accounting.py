@@ -82,7 +82,7 @@ class FrontEnd:
     async def _work(self, send: Send) -> None:
         entry = Journal().open(request())
         await tickets.admit(entry)
-        entry.dispatched_at = now()
+        entry.dispatched_at, entry.replicas = now(), 1
         await send({"type": "http.response.start", "status": 200, "headers": SSE if self.stream else JSON})
         for step in self.steps:
             if isinstance(step, Exception):
