@@ -187,8 +187,7 @@ class FleetClient(EngineCoreClient):
             return self._refuse(entry)
         if isinstance(step, End):
             return self._end(entry, *step)
-        counts = entry.begun and not planned
-        if step is Move.FAIL or (counts and entry.moves == self._max_moves):
+        if step is Move.FAIL or (not planned and entry.moves == self._max_moves):
             why = obstacle(entry, self._engine) or "it has moved often enough"
             logger.warning("request %s is given up: %s", entry.request.request_id, why)
             return self._end(entry, FinishReason.ERROR)
@@ -196,7 +195,7 @@ class FleetClient(EngineCoreClient):
             self._outbox.take_back(entry.request.request_id)
             entry.forget()
             self._restart_output(entry.request)
-        entry.moves += counts
+        entry.moves += not planned
         entry.next_attempt()
         self._start(entry)
 

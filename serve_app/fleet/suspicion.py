@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
-from serve_app.vllm_seam import EngineCoreRequest, RequestOutputKind
+from serve_app.vllm_seam import EngineCoreRequest
 
 
 class Suspicion(StrEnum):
@@ -24,17 +24,15 @@ class Suspicion(StrEnum):
 
 def digest_of(model: str, request: EngineCoreRequest) -> bytes:
     """16 bytes that stand for what a request asks a model to compute, whoever asks, and whether it is streamed."""
-    params = request.sampling_params
-    if params is not None:
-        params = params.clone()
-        params.seed, params.output_kind = None, RequestOutputKind.CUMULATIVE
+    params = msgspec.structs.asdict(request.params)
+    for passing in ("seed", "output_kind"):
+        params.pop(passing, None)
     content = (
         model,
         request.lora_request.lora_name if request.lora_request else None,
         request.prompt_token_ids,
         request.prompt_embeds,
         [feature.identifier for feature in request.mm_features or ()],
-        params or request.pooling_params,
+        params,
     )
-    encoded = msgspec.msgpack.encode(content, enc_hook=repr, order="deterministic")
-    return hashlib.blake2b(encoded, digest_size=16).digest()
+    return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()

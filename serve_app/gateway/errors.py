@@ -31,7 +31,7 @@ GatewayError
     ModelLoading        503  no replica of the model can answer yet
     ModelFailed         503  the replicas of the model do not start
     Overloaded          503  the model has no place for the request, or none in time
-    GatewayUnavailable  503  no gateway answers
+    GatewayUnavailable  503  no gateway answers: the service is starting, or one has died with the request
     DeadlineExceeded    504  the answer took longer than a deadline allows
     UsageUnavailable    503  the usage ledger's database does not answer
 """
@@ -149,8 +149,6 @@ class ContextLengthExceeded(BadRequest):
 
 
 class RequestTooSlow(BadRequest):
-    """No 408, as with `DeadlineExceeded`."""
-
     code = "request_timeout"
 
     def __init__(self, what: str, limit_s: float) -> None:
@@ -224,8 +222,6 @@ class Overloaded(GatewayError):
 
 
 class GatewayUnavailable(GatewayError):
-    """No gateway answers: the service is starting, or one has died with the request."""
-
     status, type, code = 503, "service_unavailable_error", "gateway_unavailable"
 
     def __init__(self) -> None:

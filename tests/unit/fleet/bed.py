@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 from ray.exceptions import ActorDiedError
+from starlette.types import Message, Receive, Scope, Send
 from vllm.config import VllmConfig
 
 from serve_app.config import ModelConfig, load_model
@@ -173,9 +174,22 @@ class Bed:
             usage=UsageReports(None),
             registries=[],
         )
-        transport = httpx.ASGITransport(cast("Any", self._app))
+        transport = httpx.ASGITransport(cast("Any", self._serve))
         http = httpx.AsyncClient(transport=transport, base_url="http://bed")
         self.client = openai.AsyncOpenAI(base_url="http://bed/v1", api_key=KEY, http_client=http, max_retries=0)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As a server that closes an answer which has no end."""
+        open_ended = True
+
+        async def watched(message: Message) -> None:
+            nonlocal open_ended
+            open_ended = message.get("more_body", message["type"] == "http.response.start")
+            await send(message)
+
+        await self._app(scope, receive, watched)
+        if open_ended:
+            await send({"type": "http.response.body"})
 
     @property
     def entries(self) -> list[Entry]:
@@ -301,6 +315,10 @@ def _play_ray(patch: pytest.MonkeyPatch, config: VllmConfig) -> None:
     def kill(*_: Any) -> NoReturn:
         raise Killed
 
+    def end(replica: Replica, _: str) -> NoReturn:
+        replica._sender.close(flush_s=1)
+        raise Killed
+
     patch.setattr(deployment.serve, "get_replica_context", context)
     patch.setattr(deployment, "listen_on_node_address", lambda: None)
     patch.setattr(deployment, "protect_children", lambda: None)
@@ -308,5 +326,5 @@ def _play_ray(patch: pytest.MonkeyPatch, config: VllmConfig) -> None:
     patch.setattr(deployment, "start_engine", start_engine)
     patch.setattr(deployment, "on_stop", lambda *_: None)
     patch.setattr(deployment, "on_sigterm", lambda _: None)
-    patch.setattr(Replica, "_exit", kill)
+    patch.setattr(Replica, "_exit", end)
     patch.setattr(scripted.os, "kill", kill)
