@@ -91,14 +91,8 @@ class FleetClient(EngineCoreClient):
         self._unread: dict[str, Entry] = {}  # what the front end has neither read to the end nor given up
         self._load = FleetLoad()
         self._attempts: set[asyncio.Task[None]] = set()
-        self._peers = Peers(
-            self.journal,
-            deployment,
-            limits,
-            can_move=lambda entry: decide(entry, engine) is not Move.FAIL,
-            move=partial(self._move, loss=Loss.PLANNED),
-            lost=self._move,
-        )
+        relocate = partial(self._move, loss=Loss.PLANNED)
+        self._peers = Peers(self.journal, deployment, limits, can_move=self._can_move, move=relocate, lost=self._move)
         self._reader = asyncio.create_task(self._read())
         self._overseer = asyncio.create_task(self._peers.run())
 
@@ -168,6 +162,9 @@ class FleetClient(EngineCoreClient):
                 self._end(entry, FinishReason.ERROR)
             elif loss is not None:
                 self._move(entry, loss)
+
+    def _can_move(self, entry: Entry) -> bool:
+        return decide(entry, self._engine) is not Move.FAIL
 
     def _move(self, entry: Entry, loss: Loss = Loss.DEATH) -> None:
         """Have another replica go on with the request, or end it where that would not be faithful.
