@@ -27,6 +27,7 @@ UNSET = dict.fromkeys(
     (
         "CORS_ORIGINS",
         "DEFAULT_MODEL",
+        "FORWARDED_ALLOW_IPS",
         "KEYS_FILE",
         "KEY_PEPPER_FILE",
         "LIMITS_REDIS_URL",

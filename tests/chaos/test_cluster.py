@@ -43,16 +43,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer | None)
 
     The service's `process` is that above the nodes, as its gateway and replicas are below their raylets.
     """
-    folder = tmp_path_factory.mktemp("cluster")
+    folder, nodes = tmp_path_factory.mktemp("cluster"), tmp_path_factory.mktemp("nodes")
     key = secrets.token_hex(16)
-    variables = {**environment({}, folder), "PROXY_API_KEY": key, "XDG_STATE_HOME": str(folder / "state")}
+    variables = {**environment({}, nodes), "PROXY_API_KEY": key, "XDG_STATE_HOME": str(folder / "state")}
     if redis is not None:
         variables["RAY_REDIS_ADDRESS"] = f"127.0.0.1:{redis.port}"
     model = {**demo("scripted", engine="scripted", replicas=2), "num_cpus": 1}
-    with two_nodes(folder, variables) as process:
-        address = (folder / "address").read_text()
+    with two_nodes(nodes, variables) as process:
+        address = (nodes / "address").read_text()
         with running_service(folder, [model], variables={**variables, "RAY_ADDRESS": address}) as service:
-            (folder / "second").touch()
+            (nodes / "second").touch()
             yield dataclasses.replace(service, key=key, process=process)
 
 

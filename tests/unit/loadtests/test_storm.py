@@ -31,7 +31,7 @@ def test_a_promise_that_was_kept() -> None:
 
 
 def test_a_stream_that_was_cut_is_not_complete() -> None:
-    cut = outcome(GOOD, CUT, CUT, billed=Sums(4, 6, 4))
+    cut = outcome(GOOD, CUT, CUT, billed=Sums(4, 12, 6))
     assert (cut.complete, cut.exact, cut.worst_stall_s) == (1, 1, 8.5)
     assert cut.failures() == ["2 streams failed: error frame: gone"]
 
