@@ -120,6 +120,7 @@ async def test_a_request_moves_twice_and_no_more(bed: Bed) -> None:
     assert ((await row(bed)).attempts, bed.ledger.rows[-1].finish) == (3, "error")
 
 
+@pytest.mark.slow
 async def test_tokens_that_are_lost_on_the_way_are_computed_again(bed: Bed) -> None:
     undisturbed = await ask(bed.client, ANSWER, stream=True)
     bed.lose(5)
