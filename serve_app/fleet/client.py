@@ -91,14 +91,8 @@ class FleetClient(EngineCoreClient):
         self._unread: dict[str, Entry] = {}  # what the front end has neither read to the end nor given up
         self._load = FleetLoad()
         self._attempts: set[asyncio.Task[None]] = set()
-        self._peers = Peers(
-            self.journal,
-            deployment,
-            limits,
-            can_move=lambda entry: decide(entry, engine) is not Move.FAIL,
-            move=partial(self._move, loss=Loss.PLANNED),
-            lost=self._move,
-        )
+        by_plan, can_move = partial(self._move, loss=Loss.PLANNED), lambda entry: decide(entry, engine) is not Move.FAIL
+        self._peers = Peers(self.journal, deployment, limits, can_move=can_move, move=by_plan, lost=self._move)
         self._reader = asyncio.create_task(self._read())
         self._overseer = asyncio.create_task(self._peers.run())
 

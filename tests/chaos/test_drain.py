@@ -29,7 +29,7 @@ def scripted(**settings: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("drain"), [scripted()], variables={"RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1"}) as running:
+    with running_service(tmp_path_factory.mktemp("drain"), [scripted()]) as running:
         yield running
 
 

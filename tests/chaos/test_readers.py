@@ -18,7 +18,7 @@ from tests.service import Service, wait_for
 
 CHAT = "/v1/chat/completions"
 WORDS = "one two three four five six seven eight nine ten"
-LONG = " ".join(f"{WORDS} {number}" for number in range(100))
+LONG = " ".join(f"{WORDS} {number}" for number in range(40))
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset at once
 
 

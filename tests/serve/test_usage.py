@@ -279,9 +279,9 @@ def test_a_death_that_ends_a_stream(client: Client) -> None:
 
 
 @pytest.mark.usefixtures("replicas")
-def test_a_death_that_ends_a_whole_answer(client: Client) -> None:
+def test_deaths_that_end_a_whole_answer(client: Client) -> None:
     content = f"[[answer: {WORDS}]] [[die after: 4]]"
-    client.fail(Line(client.prompt_of(content), 0, "error", 1, 500), **chat(content, presence_penalty=1))
+    client.fail(Line(client.prompt_of(content), 0, "error", 2, 500), **chat(content, presence_penalty=1))
 
 
 @pytest.mark.usefixtures("replicas")

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from serve_app.fleet.budget import MoveBudget
 from tests.virtual_time import now, run
 
@@ -30,14 +32,17 @@ def test_a_move_that_is_larger_than_the_bucket_goes_and_those_after_it_wait_for_
     run(main())
 
 
-def test_more_replicas_make_it_faster_and_more_gateways_slower() -> None:
+@pytest.mark.parametrize(
+    ("replicas", "gateways", "costs", "times"),
+    [(4, 1, (100, 400, 1), [0, 0, 1]), (0, 2, (50, 50, 1), [0, 0.02, 1.02])],
+)
+def test_more_replicas_make_it_faster_and_more_gateways_slower(
+    replicas: int, gateways: int, costs: tuple[int, ...], times: list[float]
+) -> None:
     async def main() -> None:
         budget = MoveBudget(100, now)
-        budget.set_replicas(4, 1)
-        assert await taken_at(budget, 100, 400, 1) == [0, 0, 1]
-        budget = MoveBudget(100, now)
-        budget.set_replicas(0, 2)
-        assert await taken_at(budget, 50, 50, 1) == [0, 0.02, 1.02]
+        budget.set_replicas(replicas, gateways)
+        assert await taken_at(budget, *costs) == times
 
     run(main())
 
