@@ -41,6 +41,7 @@ class Entry:
         "refused",
         "replicas",
         "request",
+        "sent",
         "suspicion",
         "task",
         "tokens",
@@ -51,6 +52,8 @@ class Entry:
         self.tokens: list[int] = []
         self.read = 0
         """Tokens that the front end has taken; those that come after it has given the request up are not."""
+        self.sent = 0
+        """Of those, the tokens that the front end has made an answer of and passed on."""
         self.cached_tokens = 0
         """Prompt tokens that the attempt which began the answer found in the KV cache."""
         self.dispatched_at: float | None = None

@@ -8,7 +8,7 @@ import contextlib
 import json
 import pickle
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -27,6 +27,7 @@ from vllm.entrypoints.serve.exception_handling.register import init_exception_ha
 from vllm.entrypoints.serve.tokenize.api_router import attach_router as attach_tokenize
 from vllm.entrypoints.speech_to_text.factories import register_speech_to_text_api_routers
 from vllm.envs import enable_envs_cache
+from vllm.outputs import RequestOutput
 from vllm.reasoning import ReasoningParserManager
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
@@ -37,8 +38,9 @@ from serve_app.fleet.journal import Entry
 from serve_app.fleet.peers import Deployment, Limits
 from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.settings import FailoverConfig
+from serve_app.gateway import ticket as tickets
 from serve_app.gateway.admission import Admission, AdmissionConfig
-from serve_app.gateway.ticket import admit
+from serve_app.gateway.policy.reading import Reading
 from serve_app.replica.arguments import parse_arguments
 from serve_app.replica.deployment import Description
 from serve_app.telemetry.metrics import adopt_vllm_metrics
@@ -60,12 +62,14 @@ class Frontend:
         engine: AsyncLLM,
         metrics: CollectorRegistry,
         admission: AdmissionConfig,
+        reading: Reading,
         count_reasoning: Callable[[Entry], int],
     ) -> None:
         self._app = app
         self._open = 0
         self.fleet = fleet
         self.metrics = metrics
+        self.reading = reading
         self.count_reasoning = count_reasoning
         """How many of the tokens that the client was told of are reasoning."""
         self._engine = engine
@@ -130,7 +134,7 @@ async def open_frontend(
         description.tasks,
         deployment=deployment,
         limits=Limits(model.watchdog.silent_s, model.drain_moves_per_s),
-        admit=admit,
+        admit=tickets.admit,
         model=model.id,
         engine=description.traits,
         failover=failover,
@@ -138,7 +142,7 @@ async def open_frontend(
         restart_output=lambda request: restart_output(engine.output_processor, request),
     )
     with _engine_core_is(fleet):
-        engine = AsyncLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
+        engine = _MeteredLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
     engine.renderer.start_mm_warmup_in_background()
     app = _routes(arguments, description.tasks, config)
     await init_app_state(engine, app.state, arguments, description.tasks)
@@ -148,8 +152,22 @@ async def open_frontend(
         engine=engine,
         metrics=adopt_vllm_metrics(),
         admission=admission,
+        reading=Reading(engine.get_tokenizer(), engine.model_config.max_model_len),
         count_reasoning=_reasoning_counter(arguments, engine),
     )
+
+
+class _MeteredLLM(AsyncLLM):
+    """Counts the tokens that clients are sent: under load the front end holds some back for the next chunk."""
+
+    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
+        ticket = tickets.current.get()
+        async with contextlib.aclosing(super().generate(*args, **kwargs)) as outputs:
+            async for output in outputs:
+                yield output
+                # Who reads this has come back for more, so the chunk has been written.
+                for choice in output.outputs:
+                    ticket.note_sent(output.request_id, choice.index, len(choice.token_ids))
 
 
 def _reasoning_counter(arguments: Namespace, engine: AsyncLLM) -> Callable[[Entry], int]:
@@ -169,7 +187,7 @@ def _reasoning_counter(arguments: Namespace, engine: AsyncLLM) -> Callable[[Entr
         settings = entry.request.reasoning_parser_kwargs
         if settings is None:
             return 0
-        return int(counter(json.dumps(settings, sort_keys=True))(entry.tokens[: entry.read]))
+        return int(counter(json.dumps(settings, sort_keys=True))(entry.tokens[: entry.sent]))
 
     return count
 

@@ -19,6 +19,7 @@ from serve_app.gateway.replies import JSON, style_of
 from serve_app.gateway.response import CLIENT_LEFT, Answer
 from serve_app.gateway.routes import ModelRoute
 from serve_app.gateway.ticket import Ticket, Usage
+from serve_app.gateway.translate import internal_error
 from serve_app.ledger.row import Finish, Row
 from serve_app.ledger.writer import Ledger
 from serve_app.vllm_seam import FinishReason
@@ -60,11 +61,19 @@ class Inference:
         except ClientLeft:
             call.client_left = True
             raise
+        except Exception:  # the caller logs it, and answers
+            call.error = internal_error(call.request_id)
+            call.status = call.status or INTERNAL
+            raise
         finally:
             await self._account(call, scope["path"])
 
-    def note_refusal(self, caller: Caller, path: str, request_id: str, error: GatewayError) -> None:
-        """Write the row of a request that the key's limits did not let in."""
+    def note_refusal(self, caller: Caller, path: str, request_id: str, error: BaseException) -> None:
+        """Write the row of a request that the key's limits did not let in, or that ended before they could."""
+        finish: Finish = "abort" if isinstance(error, asyncio.CancelledError) else "error"
+        status = CLIENT_LEFT if finish == "abort" else INTERNAL
+        if isinstance(error, GatewayError):
+            finish, status = "refused", error.status
         if self._ledger is not None:
             self._ledger.add(
                 Row(
@@ -74,9 +83,9 @@ class Inference:
                     model="",
                     route=path,
                     duration_s=0.0,
-                    finish="refused",
+                    finish=finish,
                     attempts=0,
-                    status=error.status,
+                    status=status,
                 )
             )
 
@@ -93,6 +102,7 @@ class Inference:
         call.frontend = frontend = self._models.ready(model)
         if route.path not in frontend.paths:
             raise TaskNotSupported(f"The model `{model.config.id}` does not support {route.path}.", param="model")
+        frontend.reading.check(request, self._config.policy, call.caller.limits.context)
         call.ticket = ticket = Ticket(
             call.caller,
             frontend.admission,
@@ -133,11 +143,11 @@ class Inference:
 
 
 def _row(call: Call, path: str, used: Usage) -> Row:
-    reasoning = 0
-    if call.status != OK:
-        used = used._replace(output_tokens=0)  # an error, or nothing at all, is all that the client got
-    elif call.frontend and call.ticket:
-        reasoning = sum(map(call.frontend.count_reasoning, call.ticket.entries))
+    output = reasoning = 0
+    if call.status == OK:  # otherwise an error, or nothing at all, is what the client got
+        output = used.sent_tokens
+        if call.frontend and call.ticket:
+            reasoning = sum(map(call.frontend.count_reasoning, call.ticket.entries))
     return Row(
         time=call.arrived,
         request_id=call.request_id,
@@ -146,7 +156,7 @@ def _row(call: Call, path: str, used: Usage) -> Row:
         route=path,
         prompt_tokens=used.prompt_tokens,
         cached_tokens=used.cached_tokens,
-        output_tokens=used.output_tokens,
+        output_tokens=output,
         reasoning_tokens=reasoning,
         ttft_s=None if used.first_token_at is None else used.first_token_at - call.started,
         duration_s=time.monotonic() - call.started,

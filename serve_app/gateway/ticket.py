@@ -36,7 +36,9 @@ class Usage(NamedTuple):
     """Of each prompt once, however many choices it got."""
     cached_tokens: int = 0
     output_tokens: int = 0
-    """That the front end has made an answer of; of a client that left, what it had by then."""
+    """That the front end has taken; of a client that left, those until then."""
+    sent_tokens: int = 0
+    """Of those, the tokens in the answer as far as it was passed on."""
     attempts: int = 0
     """Replicas that worked on it, one after another; of several choices, the most."""
     first_token_at: float | None = None
@@ -127,6 +129,7 @@ class Ticket:
             prompt_tokens=sum(entry.prompt_tokens for entry in prompts),
             cached_tokens=sum(entry.cached_tokens for entry in prompts),
             output_tokens=sum(entry.read for entry in self.entries),
+            sent_tokens=sum(entry.sent for entry in self.entries),
             attempts=max(entry.replicas for entry in self.entries),
             first_token_at=min(first, default=None),
             # The worst of several choices: vLLM numbers them in that order.
@@ -159,6 +162,12 @@ class Ticket:
         if slot is not None:
             entry.on_first_token = slot.first_token
             entry.on_close = lambda: slot.leave(entry.prompt_tokens + len(entry.tokens))
+
+    def note_sent(self, prompt: str, choice: int, tokens: int) -> None:
+        """Note the tokens of one choice that are on their way to the client. `prompt`: vLLM's id of its prompt."""
+        # The choices of a prompt are let in in their order, those of several prompts in any.
+        choices = [entry for entry in self.entries if entry.request.external_req_id == prompt]
+        choices[choice].sent += tokens
 
     def _fail(self, error: GatewayError) -> None:
         self.refusal = self.refusal or error

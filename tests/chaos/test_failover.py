@@ -108,7 +108,7 @@ def test_bystanders_lose_nothing(client: openai.OpenAI) -> None:
 def test_what_cannot_be_resumed_ends_with_an_error_and_no_finish(
     client: openai.OpenAI, settings: dict[str, Any]
 ) -> None:
-    stream = Stream(client, "scripted", f"[[answer: {WORDS}]] [[die after: 4]]", **settings)
+    stream = Stream(client, "scripted", f"[[answer: {WORDS}]] [[die after: 4]] [[pace: 100ms]]", **settings)
     with pytest.raises(openai.APIError):
         stream.read()
     assert stream.text != ""

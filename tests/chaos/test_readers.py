@@ -16,11 +16,9 @@ import pytest
 
 from tests.service import Service, wait_for
 
-pytestmark = pytest.mark.slow
-
 CHAT = "/v1/chat/completions"
 WORDS = "one two three four five six seven eight nine ten"
-LONG = " ".join(f"{WORDS} {number}" for number in range(30))
+LONG = " ".join(f"{WORDS} {number}" for number in range(40))
 """Less than half of what the model can read, as the prompt holds it too."""
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset at once
 
