@@ -70,7 +70,7 @@ def replica_of(service: Service, model: str) -> psutil.Process:
 
 async def test_a_storm_over_the_scripted_engine(service: Service) -> None:
     wait_for(lambda: service.up("scripted", 3), "three replicas", 240)
-    key = service.new_key("storm", "--features", "benchmark")
+    key = service.new_key("storm", "--feature", "benchmark")
     target = Target(f"{service.url}/v1", "scripted", key)
     killer = Killer(service.process, "scripted", ["replica"], seed=1, spare=1)
     storm = Storm(streams=16, tokens=TOKENS, seconds=20, every_s=1, directives="[[pace: 50ms]]")

@@ -19,6 +19,7 @@ from tests.service import Service, wait_for
 CHAT = "/v1/chat/completions"
 WORDS = "one two three four five six seven eight nine ten"
 LONG = " ".join(f"{WORDS} {number}" for number in range(40))
+"""Less than half of what the model can read, as the prompt holds it too."""
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset at once
 
 
@@ -125,4 +126,4 @@ def test_vanished_readers_give_their_seats_back(service: Service, model: str) ->
         reader.vanish()
     read_all(service, model, streams=4)
     wait_for(lambda: metric(service, "num_requests_running", model) == 0, "the abort of their requests")
-    assert metric(service, "generation_tokens_total", model) - before < 3 * len(LONG.split())
+    assert metric(service, "generation_tokens_total", model) - before < 2 * len(LONG.split())
