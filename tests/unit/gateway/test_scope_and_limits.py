@@ -52,6 +52,7 @@ class Frontend:
         self.let_in = asyncio.Event()
         self.admission = Admission(AdmissionConfig(max_waiting=0), 1)
         self.max_model_len = 4096
+        self.reading = SimpleNamespace(check=lambda *_: None)
         self.answers = asyncio.Event()
         self.answers.set()
 
