@@ -56,9 +56,9 @@ class Gateway:
         """
         listen_on_node_address()
         opened = [Model(model, handle) for model, handle in zip(models, replicas, strict=True)]
-        targets = {model.handle.deployment_name: model.config.replicas for model in opened}
+        watch = FleetWatch([model.handle.deployment_name for model in opened])
         self._quarantine, self._board = Quarantine(config.failover.refuse_s), board
-        self._models = Models(opened, FleetWatch(targets), config, self._quarantine)
+        self._models = Models(opened, watch, config, self._quarantine)
         registry = CollectorRegistry()
         self._keyring = Keyring(config.keys)
         self._limits = RequestLimits(_open_limiter(config, limiter, registry), config.limits.lease_s)

@@ -13,6 +13,7 @@ from ray import serve
 from serve_app.config import ModelConfig
 from serve_app.fleet.channel import BEAT_S, Sink, SinkGone, TokenSender
 from serve_app.fleet.resume import EngineTraits
+from serve_app.fleet.scaling import ReplicaLoad
 from serve_app.fleet.suspicion import Suspicion
 from serve_app.ray_seam import listen_on_node_address, on_sigterm, on_stop
 from serve_app.replica.engine import Engine, engine_traits, start_engine
@@ -26,6 +27,7 @@ from serve_app.vllm_seam import (
     EngineCoreRequest,
     EngineDeadError,
     MsgpackDecoder,
+    SchedulerStats,
     SupportedTask,
 )
 
@@ -67,6 +69,7 @@ class Replica:
         self._decoder = MsgpackDecoder(EngineCoreRequest)
         self._attempts: dict[str, _Attempt] = {}
         self._gate = Gate()
+        self._stats = SchedulerStats()
         self._has_gpu = bool(ray.get_gpu_ids())
         self._leaving = Leaving(model.drain_grace_s, model.drain_timeout_s)
         on_stop(self._leaving.begin, lambda: self._leaving.begun)
@@ -115,6 +118,14 @@ class Replica:
             self._sender.begin(attempt.address, request.request_id)
             await self._engine.core.add_request_async(request)
             await attempt.answered.wait()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's hook for what its autoscaling policy goes by."""
+        seats = self._engine.config.scheduler_config.max_num_seqs
+        if not self._attempts:  # the engine core takes no step then, so its last figures may be of before
+            return ReplicaLoad(seats, 0, 0, 0)._asdict()
+        waiting = self._stats.num_waiting_reqs + self._stats.num_skipped_waiting_reqs
+        return ReplicaLoad(seats, self._stats.num_running_reqs, waiting, self._stats.kv_cache_usage)._asdict()
 
     async def check_health(self) -> None:
         """Serve's health check: the engine core's own; a replica that got SIGTERM is to be replaced."""
@@ -183,6 +194,7 @@ class Replica:
             if output.finished:
                 ended.append(attempt)
         if step.scheduler_stats is not None:
+            self._stats = step.scheduler_stats
             for address in self._sender.addresses():
                 by_gateway.setdefault(address, ([], []))
         for address, (offsets, outputs) in by_gateway.items():
