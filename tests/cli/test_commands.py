@@ -238,7 +238,7 @@ def test_output_in_an_encoding_without_the_characters(service: Service) -> None:
 
 
 def test_a_reader_that_leaves_ends_it_quietly(service: Service) -> None:
-    service.answers.append(says(*["line\n"] * 5000))
+    service.answers.append(says("line\n", *["x" * 100 + "\n"] * 3000))  # more than a pipe holds
     done = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m cli chat --once hi | head -1"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},

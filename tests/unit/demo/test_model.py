@@ -106,9 +106,9 @@ def test_it_answers(ask: Ask) -> None:
 
 
 def test_it_thinks_when_asked_to(ask: Ask) -> None:
-    thought = ask("What is the KV cache?", think=True)
+    thought = ask("What is prefill?", think=True)
     assert re.fullmatch(r"<think>\n.+\n</think>\n\n.+", thought, re.DOTALL)
-    assert thought.endswith(ask("What is the KV cache?"))
+    assert thought.endswith(ask("What is prefill?"))
 
 
 def test_it_is_right_as_often_as_its_card_says() -> None:
