@@ -225,7 +225,7 @@ class FleetClient(EngineCoreClient):
                 if self._accept(output, offset)
             ]
             if step.scheduler_stats is not None:
-                self._load.combine(header.replica, step.scheduler_stats)
+                self._load.combine(header.replica, step.scheduler_stats, self._deployment.running())
             if step.outputs or step.scheduler_stats is not None:
                 self._outbox.put(step)
 

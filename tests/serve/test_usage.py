@@ -246,7 +246,7 @@ def test_failures(client: Client) -> None:
 
 def test_streams_that_break_under_load(client: Client) -> None:
     """So many at a time that a chunk carries several tokens, and that some wait for the next when a stream breaks."""
-    contents = [f"a story [[fail after: {tokens}]] [[pace: 20ms]]" for tokens in range(5, 37)]
+    contents = [f"a story [[fail after: {tokens}]] [[pace: 5ms]]" for tokens in range(5, 37)]
     with ThreadPoolExecutor(len(contents)) as threads:
         told = list(threads.map(client.lose, contents))
     assert all(tokens <= sent for tokens, sent in zip(told, range(5, 37), strict=True))
