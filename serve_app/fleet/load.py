@@ -16,12 +16,12 @@ class FleetLoad:
         """A replica is gone: those that are left report again with their next step."""
         self._load.clear()
 
-    def combine(self, replica: str, stats: SchedulerStats, running: Collection[str]) -> None:
+    def combine(self, replica: str, stats: SchedulerStats, alive: Collection[str]) -> None:
         """Turn one replica's gauges into the fleet's; its counters are increments and stand as they are.
 
-        `running`: the replicas that are known to answer; the last words of others count no longer.
+        `alive`: the replicas that are known to answer; the last words of others count no longer.
         """
-        self._load = {name: load for name, load in self._load.items() if name in running} | {replica: stats}
+        self._load = {name: load for name, load in self._load.items() if name in alive} | {replica: stats}
         if len(self._load) == 1:
             return
         loads = [(s.num_running_reqs, s.num_waiting_reqs, s.kv_cache_usage) for s in self._load.values()]
