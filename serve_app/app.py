@@ -78,7 +78,7 @@ def replica_options(model: ModelConfig, environment: Mapping[str, str] = os.envi
         options["ray_actor_options"]["num_gpus"] = gpus
     return {
         "name": "replica-" + re.sub(r"[^A-Za-z0-9.-]+", "-", model.id),
-        "num_replicas": model.replicas,
+        **model.replicas.options(),
         "max_ongoing_requests": model.max_ongoing_requests,
         "graceful_shutdown_timeout_s": model.drain_timeout_s,
         "health_check_period_s": 5,

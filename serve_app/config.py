@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from serve_app.gateway.config import GatewayConfig
+from serve_app.replica.count import ReplicaCount, ReplicaRange
 from serve_app.settings import Closed, ConfigError, describe_errors
 
 MODELS_DIRECTORY = Path(__file__).resolve().parent.parent / "configs" / "models"
@@ -63,8 +64,8 @@ class ModelConfig(Closed):
     """Logical CPUs that one replica reserves."""
     nodes: PositiveInt = 1
     """Nodes that one replica spans; above 1 it has a placement group and vLLM uses Ray workers."""
-    replicas: PositiveInt = 1
-    """Copies of the model, each with an engine core of its own."""
+    replicas: ReplicaCount = ReplicaRange(min=1, max=1)
+    """Copies of the model, each with an engine core of its own: a number, or a range such as {min: 1, max: 4}."""
     max_ongoing_requests: PositiveInt = 1024
     """Requests a replica takes at once; the engine core queues what it cannot run yet."""
     drain_timeout_s: float = Field(default=120, ge=0)

@@ -20,6 +20,8 @@ class Replicas:
 
     running: int = 0
     """Those that answer."""
+    target: int = 1
+    """How many Serve wants to be running now."""
     failed: bool = False
     """Whether Serve has given up starting them."""
 
@@ -55,6 +57,7 @@ def replicas(application: str) -> dict[str, Replicas]:
     return {
         name: Replicas(
             running=sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]),
+            target=deployment["target_num_replicas"],
             failed=deployment["status"] == "DEPLOY_FAILED",
         )
         for name, deployment in details["deployments"].items()

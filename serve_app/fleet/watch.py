@@ -35,12 +35,10 @@ class FleetWatch:
     While the controller cannot be reached, the last answer stands: running replicas do not need it.
     """
 
-    def __init__(self, targets: dict[str, int]) -> None:
-        """`targets`: how many replicas each deployment should have."""
+    def __init__(self, deployments: list[str]) -> None:
         self.gpu_available = False
         self._application = serve.get_replica_context().app_name
-        self._targets = targets
-        self._replicas = dict.fromkeys(targets, Replicas())
+        self._replicas = dict.fromkeys(deployments, Replicas())
         self._woken = asyncio.Event()
 
     def __getitem__(self, deployment: str) -> Replicas:
@@ -59,11 +57,11 @@ class FleetWatch:
             except (RayError, RayServeException) as error:
                 logger.warning("Serve's controller does not answer: %s", type(error).__name__)
             on_look()
-            calm = all(self._replicas[name].running >= target for name, target in self._targets.items())
+            calm = all(each.running >= each.target for each in self._replicas.values())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), CALM_POLL_S if calm else LOADING_POLL_S)
 
     def _poll(self) -> None:
         self.gpu_available = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
         found = ray_seam.replicas(self._application)
-        self._replicas = {name: found.get(name, Replicas()) for name in self._targets}
+        self._replicas = {name: found.get(name, Replicas()) for name in self._replicas}

@@ -46,8 +46,7 @@ class Gateway:
         """`limiter`: the one that several gateways share, where they do not share a Redis."""
         listen_on_node_address()
         opened = [Model(model, handle) for model, handle in zip(models, replicas, strict=True)]
-        targets = {model.handle.deployment_name: model.config.replicas for model in opened}
-        self._models = Models(opened, FleetWatch(targets), config)
+        self._models = Models(opened, FleetWatch([model.handle.deployment_name for model in opened]), config)
         registry = CollectorRegistry()
         self._keyring = Keyring(config.keys)
         self._limits = RequestLimits(_open_limiter(config, limiter, registry), config.limits.lease_s)

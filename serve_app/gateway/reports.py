@@ -99,11 +99,11 @@ def _status(reports: list[ModelHealth], ready: list[bool]) -> Literal["ok", "deg
 
 
 def _model_health(models: Models, model: Model) -> ModelHealth:
-    state = models.state(model)
+    state, replicas = models.state(model), models.replicas(model)
     return ModelHealth(
         id=model.config.id,
         status=state,
-        replicas=ReplicaCount(running=models.replicas(model).running, target=model.config.replicas),
+        replicas=ReplicaCount(running=replicas.running, target=replicas.target),
         tasks=list(model.description.tasks) if model.description else [],
         max_model_len=model.frontend.max_model_len if model.frontend else None,
         error=FAILED if state is State.FAILED else None,

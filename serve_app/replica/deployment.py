@@ -11,6 +11,7 @@ from ray import serve
 
 from serve_app.config import ModelConfig
 from serve_app.fleet.channel import Sink, SinkGone, TokenSender
+from serve_app.fleet.scaling import ReplicaLoad
 from serve_app.ray_seam import listen_on_node_address
 from serve_app.replica.engine import Engine, start_engine
 from serve_app.replica.process import protect_children
@@ -20,6 +21,7 @@ from serve_app.vllm_seam import (
     EngineCoreRequest,
     EngineDeadError,
     MsgpackDecoder,
+    SchedulerStats,
     SupportedTask,
 )
 
@@ -58,6 +60,7 @@ class Replica:
         self._sender = TokenSender(serve.get_replica_context().replica_id.unique_id)
         self._decoder = MsgpackDecoder(EngineCoreRequest)
         self._attempts: dict[str, _Attempt] = {}
+        self._stats = SchedulerStats()
         self._has_gpu = bool(ray.get_gpu_ids())
         self._pump = asyncio.get_event_loop().create_task(self._push_steps())
 
@@ -86,6 +89,14 @@ class Replica:
             raise
         finally:
             del self._attempts[request_id]
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's hook for what its autoscaling policy goes by."""
+        seats = self._engine.config.scheduler_config.max_num_seqs
+        if not self._attempts:  # the engine core takes no step then, so its last figures may be of before
+            return ReplicaLoad(seats, 0, 0, 0)._asdict()
+        waiting = self._stats.num_waiting_reqs + self._stats.num_skipped_waiting_reqs
+        return ReplicaLoad(seats, self._stats.num_running_reqs, waiting, self._stats.kv_cache_usage)._asdict()
 
     async def check_health(self) -> None:
         """Serve's health check: the engine core's own."""
@@ -122,6 +133,7 @@ class Replica:
             if output.finished:
                 ended.append(attempt)
         if step.scheduler_stats is not None:
+            self._stats = step.scheduler_stats
             for address in self._sender.addresses():
                 by_gateway.setdefault(address, ([], []))
         for address, (offsets, outputs) in by_gateway.items():
