@@ -12,6 +12,7 @@ from typing import Any
 from ray import serve
 
 from serve_app.config import ModelConfig, ServiceConfig
+from serve_app.fleet.router import ROUTER
 from serve_app.gateway.config import GatewayConfig, check_gateway
 from serve_app.gateway.deployment import Gateway
 from serve_app.gateway.keys.keyring import Keyring
@@ -79,6 +80,7 @@ def replica_options(model: ModelConfig, environment: Mapping[str, str] = os.envi
     return {
         "name": "replica-" + re.sub(r"[^A-Za-z0-9.-]+", "-", model.id),
         **model.replicas.options(),
+        **({"request_router_config": {"request_router_class": ROUTER}} if model.routing == "prefix" else {}),
         "max_ongoing_requests": model.max_ongoing_requests,
         "graceful_shutdown_timeout_s": model.drain_timeout_s,
         "health_check_period_s": 5,

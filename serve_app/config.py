@@ -70,6 +70,8 @@ class ModelConfig(Closed):
     """Requests a replica takes at once; the engine core queues what it cannot run yet."""
     drain_timeout_s: float = Field(default=120, ge=0)
     """Seconds a replica that is being stopped may go on with the requests it has."""
+    routing: Literal["prefix", "power_of_two"] = "prefix"
+    """Which replica gets a request: the one with its prefix in the cache, or the less busy of two, as Serve does."""
     engine: Literal["vllm", "scripted"] = "vllm"
     """vllm, or the scripted engine for tests and load."""
     script_delay_s: float = Field(default=0, ge=0)

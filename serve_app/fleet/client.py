@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.fleet.channel import Header, TokenReceiver
 from serve_app.fleet.journal import Entry, Journal, TokensLost
+from serve_app.fleet.routing import Balancer
 from serve_app.vllm_seam import (
     EngineCoreClient,
     EngineCoreOutput,
@@ -69,6 +70,7 @@ class FleetClient(EngineCoreClient):
         """
         self.resources = _Resources()
         self.journal = Journal()
+        self.balancer = Balancer()
         self._generate = replicas.options(method_name="generate")
         self._tasks = tasks
         self._on_replica_lost = on_replica_lost
@@ -135,10 +137,12 @@ class FleetClient(EngineCoreClient):
         """Have one replica carry the request to its end, or move it when that replica is gone."""
         request = entry.attempt_request()
         frames = [bytes(frame) for frame in self._encoder.encode(request)]  # type: ignore[arg-type]
-        call = self._generate.remote(self._receiver.sink, request.request_id, frames)
+        hint = self.balancer.hint(request)
+        call = self._generate.remote(self._receiver.sink, request.request_id, frames, hint=hint)
         try:
             await call
             if await self._settled(entry):
+                self.balancer.learn(len(entry.tokens))
                 return
             logger.warning("request %s: its last tokens were lost", request.request_id)
         except asyncio.CancelledError:
@@ -152,6 +156,8 @@ class FleetClient(EngineCoreClient):
             logger.exception("request %s failed in the replica", request.request_id)
             self._end(entry, FinishReason.ERROR)
             return
+        finally:
+            hint.end()
         self._move(entry)
 
     async def _settled(self, entry: Entry) -> bool:
@@ -218,6 +224,7 @@ class FleetClient(EngineCoreClient):
     def _combine(self, header: Header, stats: SchedulerStats) -> None:
         """Turn one replica's gauges into the fleet's; its counters are increments and stand as they are."""
         self._load[header.replica] = stats
+        self.balancer.report(header.replica, stats.num_running_reqs + stats.num_waiting_reqs)
         if len(self._load) == 1:
             return
         loads = [(s.num_running_reqs, s.num_waiting_reqs, s.kv_cache_usage) for s in self._load.values()]

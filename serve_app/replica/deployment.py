@@ -68,13 +68,14 @@ class Replica:
         config = pickle.dumps(self._engine.config)
         return Description(config, await self._engine.core.get_supported_tasks_async(), self._has_gpu)
 
-    async def generate(self, sink: Sink, request_id: str, frames: list[bytes]) -> None:
+    async def generate(self, sink: Sink, request_id: str, frames: list[bytes], hint: None = None) -> None:
         """Run one request to its end; cancelling the call aborts it in the engine core.
 
         Args:
             sink: the token channel of the gateway that asks.
             request_id: the request's id, marked with the attempt.
             frames: vLLM's encoding of an `EngineCoreRequest`.
+            hint: what the gateway told Serve's router; it stays there.
 
         Raises:
             SinkGone: the gateway no longer reads its token channel.
