@@ -22,10 +22,18 @@ class Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class PromptDetails(msgspec.Struct):
+    """What of the prompt was found in the KV cache; only where the server is told to say so."""
+
+    cached_tokens: int = 0
+
+
 class Usage(msgspec.Struct):
     """Token counts, in the frame after the last choice."""
 
+    prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: PromptDetails | None = None
 
 
 class Failure(msgspec.Struct):
@@ -52,6 +60,9 @@ class Answer:
     gaps: tuple[float, ...] = ()
     tokens: int = 0
     error: str | None = None
+    text: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -67,7 +78,8 @@ class AnswerReader:
     ttfb: float | None = None
     ttft: float | None = None
     gaps: list[float] = field(default_factory=list)
-    tokens: int = 0
+    usage: Usage = field(default_factory=Usage)
+    text: list[str] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
     complete: bool = False
@@ -95,7 +107,18 @@ class AnswerReader:
             self.fail("the stream ended without [DONE]")
         if self.finish_reason is None:
             self.fail("no finish_reason")
-        return Answer(now - self.started, self.ttfb, self.ttft, tuple(self.gaps), self.tokens, self.error)
+        details = self.usage.prompt_tokens_details
+        return Answer(
+            seconds=now - self.started,
+            ttfb=self.ttfb,
+            ttft=self.ttft,
+            gaps=tuple(self.gaps),
+            tokens=self.usage.completion_tokens,
+            error=self.error,
+            text="".join(self.text),
+            prompt_tokens=self.usage.prompt_tokens,
+            cached_tokens=details.cached_tokens if details else 0,
+        )
 
     def _event(self, payload: bytes, now: float) -> None:
         if payload == b"[DONE]":
@@ -105,12 +128,13 @@ class AnswerReader:
         if frame.error:
             self.fail(f"error frame: {frame.error.message}")
         if frame.usage:
-            self.tokens = frame.usage.completion_tokens
+            self.usage = frame.usage
         if frame.choices:
             self._choice(frame.choices[0], now)
 
     def _choice(self, choice: Choice, now: float) -> None:
         self.finish_reason = choice.finish_reason or self.finish_reason
+        self.text.append(choice.delta.content or "")
         if self.ttft is not None and now > self._last_frame_at:
             self.gaps.append(now - self._last_frame_at)
         elif self.ttft is None and (choice.delta.content or choice.delta.reasoning):

@@ -16,7 +16,7 @@ def read(*pieces: tuple[bytes, float]) -> Answer:
 
 def test_ttft_is_the_first_frame_with_text_not_the_role_frame() -> None:
     answer = read((text(""), 11), (text("a"), 12), (text("b"), 14), (text("", "stop") + usage(3) + DONE, 17))
-    assert answer == Answer(seconds=10, ttfb=0.5, ttft=2, gaps=(2, 3), tokens=3, error=None)
+    assert answer == Answer(seconds=10, ttfb=0.5, ttft=2, gaps=(2, 3), tokens=3, error=None, text="ab", prompt_tokens=3)
 
 
 def test_frames_that_arrive_together_are_one_arrival() -> None:
