@@ -22,6 +22,9 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NOT_IN_ID = r"[^\w./:-]+"
 LONGEST_ID = 128
 
+# Settings of a model that change without a restart of its replicas.
+LIVE_SETTINGS = frozenset({"drain_timeout_s", "max_ongoing_requests", "replicas"})
+
 # vLLM flags that the service sets itself; a model file may not contradict it.
 OWNED_FLAGS = frozenset(
     {
@@ -95,6 +98,10 @@ class ModelConfig(Closed):
     def world_size(self) -> int:
         """Workers of one engine core."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """The settings that its replicas are started with; when one changes, others take their place."""
+        return self.model_dump(mode="json", exclude=set(LIVE_SETTINGS))
 
     def resolved_device(self) -> Literal["cpu", "gpu"]:
         """The device, with `auto` decided by the installed build of vLLM."""

@@ -53,6 +53,8 @@ class Service:
     log: Path
     keys: dict[str, str] = field(default_factory=dict)
     """Keys of the keys file, by name."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Its environment."""
     _asker: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=10, limits=NOT_KEPT))
     """To ask again and again: a client of its own for each question would cost 30 ms of CPU time."""
 
@@ -104,6 +106,26 @@ class Service:
         running = [m["replicas"]["running"] for m in models if m["id"] == model]
         return running == [len(self.replicas(model))] and running[0] >= replicas
 
+    def deploy(self, models: list[dict[str, Any] | str], **arguments: Any) -> None:
+        """Edit the config, `gateway` and what else stands beside the models, and have it deployed as users do."""
+        file = self.log.with_name("serve_config.yaml")
+        config = yaml.safe_load(file.read_text())
+        config["applications"][0]["args"] |= {"models": models, **arguments}
+        file.write_text(yaml.safe_dump(config))
+        serve = Path(sys.executable).with_name("serve")
+        command = [serve, "deploy", file, "--address", self._dashboard()]
+        subprocess.run(command, check=True, capture_output=True, env={**clean_environment(), **self.variables})
+
+    def _dashboard(self) -> str:
+        """The address of Ray's dashboard, which takes new configs."""
+        (dashboard,) = self.processes("dashboard/dashboard.py")
+        ports = {each.laddr.port for each in dashboard.net_connections("tcp4") if each.status == psutil.CONN_LISTEN}
+        for url in (f"http://127.0.0.1:{port}" for port in ports):
+            with contextlib.suppress(httpx.HTTPError):
+                if self._asker.get(f"{url}/api/gcs_healthz").is_success:
+                    return url
+        raise AssertionError(f"no dashboard answers on {ports}")
+
     def ready(self) -> bool:
         """Whether every model answers; fails the test at once if the service has ended."""
         if not alive(self.process):
@@ -154,7 +176,7 @@ def running_service(
             start_new_session=True,
         )
         try:
-            service = Service(f"http://127.0.0.1:{port}", key, psutil.Process(started.pid), log, made)
+            service = Service(f"http://127.0.0.1:{port}", key, psutil.Process(started.pid), log, made, own)
             wait_for(service.ready, "the service's start", START_S, every=1)  # asking costs what it waits for
             yield service
             processes = {process: command_line(process) for process in service.processes()}

@@ -128,6 +128,13 @@ class FleetClient(EngineCoreClient):
             task.cancel()
         self._receiver.close()
 
+    def fail_all(self) -> None:
+        """End every open request with an error."""
+        for entry in list(self.journal):
+            if entry.task is not None:
+                entry.task.cancel()
+            self._end(entry, FinishReason.ERROR)
+
     def _start(self, entry: Entry) -> None:
         entry.task = asyncio.create_task(self._attempt(entry))
         self._attempts.add(entry.task)

@@ -26,6 +26,7 @@ from serve_app.gateway.limits.memory import MemoryLimiter
 from serve_app.gateway.limits.requests import RequestLimits
 from serve_app.gateway.models import Model, Models
 from serve_app.gateway.policy.check import Policy
+from serve_app.gateway.roster import Roster
 from serve_app.ledger.usage import UsageReports
 from serve_app.ledger.writer import Ledger, open_ledger
 from serve_app.ray_seam import behind_haproxy, listen_on_node_address
@@ -43,10 +44,14 @@ class Gateway:
         replicas: list[DeploymentHandle[Any]],
         limiter: DeploymentHandle[Any] | None = None,
     ) -> None:
-        """`limiter`: the one that several gateways share, where they do not share a Redis."""
+        """Args:
+        models, replicas: what is deployed beside this gateway at first, and handles of it.
+        limiter: the one that several gateways share, where they do not share a Redis.
+        """
         listen_on_node_address()
-        opened = [Model(model, handle) for model, handle in zip(models, replicas, strict=True)]
-        self._models = Models(opened, FleetWatch([model.handle.deployment_name for model in opened]), config)
+        watch = FleetWatch()
+        self._models = Models(list(map(Model, models, replicas)), watch)
+        self._roster = Roster(self._models, watch, config)
         registry = CollectorRegistry()
         self._keyring = Keyring(config.keys)
         self._limits = RequestLimits(_open_limiter(config, limiter, registry), config.limits.lease_s)
@@ -81,7 +86,7 @@ class Gateway:
     async def _run(self) -> None:
         host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._models.run(host))
+            tasks.create_task(self._roster.run(host))
             tasks.create_task(self._keyring.run())
             tasks.create_task(self._limits.run())
 

@@ -4,6 +4,7 @@ The one place that names vLLM's front end; tests/unit/test_vllm_contract.py watc
 adds admin routes, an instrumentator, authentication and CORS around these routes. None of that is taken.
 """
 
+import asyncio
 import contextlib
 import pickle
 from argparse import Namespace
@@ -41,6 +42,8 @@ from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, 
 
 MOST_TOKENS = 4  # of a chunk, under load
 HELD_BACK_S = 0.1  # a token waits no longer for the others of its chunk
+CLOSING_POLL_S = 0.2
+FAILED_S = 5.0  # so long failed requests may take to tell their clients
 
 
 class Frontend:
@@ -96,7 +99,14 @@ class Frontend:
         tokens = min(1 + self._open // busy_from, MOST_TOKENS, int(HELD_BACK_S / self.fleet.journal.token_interval_s))
         self._engine.output_processor.stream_interval = max(self._stream_interval, tokens, 1)
 
-    def close(self) -> None:
+    async def close(self, within_s: float) -> None:
+        """Let the open requests end, for so many seconds at most; those that do not are failed."""
+        for patience_s in (within_s, FAILED_S):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    while self._open:
+                        await asyncio.sleep(CLOSING_POLL_S)
+            self.fleet.fail_all()
         self._engine.shutdown()
 
 

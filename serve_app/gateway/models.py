@@ -1,7 +1,6 @@
 """The models behind this gateway: which exist, which can answer, and the front end of each."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,17 +10,16 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import ModelConfig
 from serve_app.fleet.watch import FleetWatch, State
 from serve_app.gateway.admission import AdmissionConfig
-from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.errors import ModelFailed, ModelLoading, ModelNotFound
 from serve_app.gateway.frontend import Frontend, open_frontend
 from serve_app.gateway.keys.caller import Caller
 from serve_app.ray_seam import Replicas
 from serve_app.replica.deployment import Description
 
-logger = logging.getLogger("ray.serve")
-
 # Loading takes from half a minute to many; a client that asks this often costs nothing.
 RETRY_AFTER_S = 10
+# While the replicas of a changed model take the place of the old ones.
+CHANGED_POLL_S = 1.0
 
 
 class Model:
@@ -33,23 +31,31 @@ class Model:
         self.created = int(time.time())
         self.frontend: Frontend | None = None
         self.description: Description | None = None
+        self.broken = False
+        """Whether no front end can be made of it."""
 
-    async def open(self, host: str, watch: FleetWatch, admission: AdmissionConfig) -> None:
-        """Wait for the first replica and build the front end."""
-        self.description = await self.handle.describe.remote()
-        self.frontend = await open_frontend(
-            self.config, self.handle, self.description, host=host, on_replica_lost=watch.wake, admission=admission
+    async def open(self, host: str, watch: FleetWatch, admission: AdmissionConfig) -> Frontend | None:
+        """Wait for a replica with the model's settings and build the front end; returns the one before."""
+        settings = self.config.fixed_settings()
+        while (description := await self.handle.describe.remote()).settings != settings:
+            await asyncio.sleep(CHANGED_POLL_S)
+        frontend = await open_frontend(
+            self.config, self.handle, description, host=host, on_replica_lost=watch.wake, admission=admission
         )
-        logger.info("model %s is ready", self.config.id)
+        before, self.frontend, self.description = self.frontend, frontend, description
+        return before
 
 
 class Models:
     """All models of the service, the first being the default."""
 
-    def __init__(self, models: list[Model], watch: FleetWatch, config: GatewayConfig) -> None:
-        self._models = {model.config.id: model for model in models}
+    def __init__(self, models: list[Model], watch: FleetWatch) -> None:
         self._watch = watch
-        self._config = config
+        self.set(models)
+
+    def set(self, models: list[Model]) -> None:
+        """These are the models from now on."""
+        self._models = {model.config.id: model for model in models}
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
@@ -79,7 +85,7 @@ class Models:
 
     def state(self, model: Model) -> State:
         replicas = self.replicas(model)
-        if replicas.failed:
+        if replicas.failed or model.broken:
             return State.FAILED
         return State.READY if model.frontend is not None and replicas.running else State.LOADING
 
@@ -96,21 +102,3 @@ class Models:
         if model.frontend is None or state is not State.READY:
             raise ModelLoading(model.config.id, RETRY_AFTER_S)
         return model.frontend
-
-    async def run(self, host: str) -> None:
-        """Open every model as its replicas come up, and watch them. Runs until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch.run(self._make_room))
-            for model in self:
-                tasks.create_task(self._open(model, host))
-
-    async def _open(self, model: Model, host: str) -> None:
-        await model.open(host, self._watch, self._config.admission)
-        self._make_room()
-
-    def _make_room(self) -> None:
-        """Let each model run as much as its replicas can compute, as this gateway's share of it."""
-        for model in self:
-            if model.frontend is not None:
-                seats = self.replicas(model).running * model.frontend.seats
-                model.frontend.admission.set_capacity(-(-seats // self._config.replicas))

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import pickle
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 from ray import serve
@@ -37,6 +37,8 @@ class Description(NamedTuple):
     """What the model can do, in vLLM's words: generate, embed, score, transcription, ..."""
     has_gpu: bool
     """Whether this replica holds a GPU."""
+    settings: dict[str, Any]
+    """The model's `fixed_settings` that this replica was started with."""
 
 
 class _Attempt:
@@ -56,6 +58,7 @@ class Replica:
     def __init__(self, model: ModelConfig) -> None:
         listen_on_node_address()
         protect_children()
+        self._settings = model.fixed_settings()
         self._engine: Engine = start_engine(model)
         self._sender = TokenSender(serve.get_replica_context().replica_id.unique_id)
         self._decoder = MsgpackDecoder(EngineCoreRequest)
@@ -66,7 +69,11 @@ class Replica:
 
     async def describe(self) -> Description:
         config = pickle.dumps(self._engine.config)
-        return Description(config, await self._engine.core.get_supported_tasks_async(), self._has_gpu)
+        tasks = await self._engine.core.get_supported_tasks_async()
+        return Description(config, tasks, self._has_gpu, self._settings)
+
+    def reconfigure(self, settings: Any) -> None:
+        """Serve's hook for a changed `user_config`, which is for the gateways: what a replica needs, it has."""
 
     async def generate(self, sink: Sink, request_id: str, frames: list[bytes], hint: None = None) -> None:
         """Run one request to its end; cancelling the call aborts it in the engine core.

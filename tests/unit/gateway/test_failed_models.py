@@ -8,7 +8,6 @@ import pytest
 from serve_app.config import load_model
 from serve_app.fleet.watch import FleetWatch
 from serve_app.gateway import reports
-from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.errors import GatewayError, ModelFailed, ModelLoading
 from serve_app.gateway.models import Model, Models
 from serve_app.ray_seam import Replicas
@@ -28,7 +27,7 @@ def models_with(*replicas: Replicas) -> Models:
         handle: Any = SimpleNamespace(deployment_name=f"replica-{number}")
         watch[handle.deployment_name] = each
         models.append(Model(load_model("demo").model_copy(update={"id": f"m{number}"}), handle))
-    return Models(models, cast("FleetWatch", watch), GatewayConfig())
+    return Models(models, cast("FleetWatch", watch))
 
 
 @pytest.mark.parametrize(
