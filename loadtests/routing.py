@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import aiohttp
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 from typer import Option

@@ -16,7 +16,7 @@ from serve_app.ray_seam import Deployed, Replicas
 
 logger = logging.getLogger("ray.serve")
 
-# While a model has fewer replicas than it should, and while all is well. A replica that is lost wakes the watch at once.
+# While a model has fewer replicas than it should, and while all is well. A lost replica wakes the watch at once.
 LOADING_POLL_S = 1.0
 CALM_POLL_S = 5.0
 

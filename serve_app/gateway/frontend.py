@@ -42,7 +42,6 @@ from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, 
 
 MOST_TOKENS = 4  # of a chunk, under load
 HELD_BACK_S = 0.1  # a token waits no longer for the others of its chunk
-CLOSING_POLL_S = 0.2
 FAILED_S = 5.0  # so long failed requests may take to tell their clients
 
 
@@ -61,6 +60,8 @@ class Frontend:
     ) -> None:
         self._app = app
         self._open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.fleet = fleet
         self.metrics = metrics
         self.count_reasoning = count_reasoning
@@ -85,12 +86,15 @@ class Frontend:
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             self._open += 1
+            self._idle.clear()
             self._set_chunks(busy_from)
             try:
                 await self._app(scope, receive, send)
             finally:
                 self._open -= 1
                 self._set_chunks(busy_from)
+                if not self._open:
+                    self._idle.set()
 
         return answer
 
@@ -103,9 +107,7 @@ class Frontend:
         """Let the open requests end, for so many seconds at most; those that do not are failed."""
         for patience_s in (within_s, FAILED_S):
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    while self._open:
-                        await asyncio.sleep(CLOSING_POLL_S)
+                await asyncio.wait_for(self._idle.wait(), patience_s)
             self.fleet.fail_all()
         self._engine.shutdown()
 

@@ -36,14 +36,19 @@ class Model:
 
     async def open(self, host: str, watch: FleetWatch, admission: AdmissionConfig) -> Frontend | None:
         """Wait for a replica with the model's settings and build the front end; returns the one before."""
-        settings = self.config.fixed_settings()
-        while (description := await self.handle.describe.remote()).settings != settings:
-            await asyncio.sleep(CHANGED_POLL_S)
+        description = await self._described(self.config.fixed_settings())
         frontend = await open_frontend(
             self.config, self.handle, description, host=host, on_replica_lost=watch.wake, admission=admission
         )
         before, self.frontend, self.description = self.frontend, frontend, description
         return before
+
+    async def _described(self, settings: dict[str, Any]) -> Description:
+        while True:
+            description: Description = await self.handle.describe.remote()
+            if description.settings == settings:
+                return description
+            await asyncio.sleep(CHANGED_POLL_S)
 
 
 class Models:

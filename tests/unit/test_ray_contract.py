@@ -87,7 +87,12 @@ def test_a_deployment_keeps_its_own_version_when_serve_builds_the_application(
     class Any:
         pass
 
-    options = {"name": "a", "max_ongoing_requests": 7, "user_config": {"b": 1}, "autoscaling_config": {"max_replicas": 3}}
+    options = {
+        "name": "a",
+        "max_ongoing_requests": 7,
+        "user_config": {"b": 1},
+        "autoscaling_config": {"max_replicas": 3},
+    }
     app = ray_seam.with_version(serve.deployment(**options)(Any), "mine").bind()
     (built,) = build_app(app, name="chat").deployments
     # As in ray.serve._private.application_state.build_serve_application
