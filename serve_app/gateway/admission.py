@@ -1,4 +1,4 @@
-"""Admission of one model: so many requests run at once, a bounded number waits, and the rest is refused at once.
+"""Admission of one model: so many answers run at once, a bounded number of requests waits, the rest is refused at once.
 
 Who waits is served by weighted fair queueing over the keys, in tokens (fair_queue.py). A request is refused as
 soon as it is clear that it cannot have its first token in time, so that its client can go elsewhere.
@@ -6,6 +6,8 @@ soon as it is clear that it cannot have its first token in time, so that its cli
 
 import asyncio
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt
@@ -37,18 +39,15 @@ class AdmissionConfig(Closed):
     """Longest time in the queue."""
 
 
+@dataclass(slots=True, eq=False)
 class Slot:
-    """A place among the running requests. Give it back with `leave`, whatever happened."""
+    """A place among what runs. Give it back with `leave`, whatever happened."""
 
-    __slots__ = ("_admission", "_entered", "_left", "cost", "key", "weight")
-
-    def __init__(self, admission: "Admission", key: str, weight: float, cost: int, entered: float) -> None:
-        self.key = key
-        self.weight = weight
-        self.cost = cost
-        self._admission = admission
-        self._entered = entered
-        self._left = False
+    _admission: "Admission"
+    key: str
+    cost: int
+    _entered: float
+    _left: bool = False
 
     def first_token(self) -> None:
         """Note the first token: the usual time to it is kept free before a client's deadline."""
@@ -73,7 +72,7 @@ class Admission:
 
         Args:
             config: bounds of the queue.
-            capacity: requests that may run at once; `set_capacity` changes it.
+            capacity: answers that may run at once, of which a request can have several; `set_capacity` changes it.
         """
         self._config = config
         self._capacity = capacity
@@ -83,10 +82,6 @@ class Admission:
         self._usual_cost: float | None = None
         self._usual_seconds = 0.0
         self._usual_prefill = 0.0
-
-    @property
-    def capacity(self) -> int:
-        return self._capacity
 
     @property
     def running(self) -> int:
@@ -105,33 +100,36 @@ class Admission:
         self._capacity = capacity
         self._admit()
 
-    async def enter(self, key: str, tier: Tier, cost: int, deadline: float | None = None) -> Slot:
-        """Wait for a place.
+    def check(self, key: str, tier: Tier, deadline: float | None = None) -> None:
+        """Refuse at once what `enter` would refuse whatever it costs, before anybody has counted its tokens.
+
+        Raises:
+            Overloaded: there is no room to wait, or no place in time.
+        """
+        weight = WEIGHTS[tier]
+        self._latest_start(key, weight, deadline)
+        if not self._has_places(1) and self._is_full(1) and not self._queue.has_larger(key, weight, 1):
+            raise self._overloaded(key, weight)
+
+    async def enter(self, key: str, tier: Tier, costs: Sequence[int], deadline: float | None = None) -> list[Slot]:
+        """Wait for the places of one request, which it gets all together.
 
         Args:
             key: whose request it is.
             tier: the key's tier.
-            cost: tokens of the prompt plus those expected of the answer.
+            costs: for each prompt and choice, the tokens of the prompt plus those expected of the answer.
             deadline: when the client must have its first token, in the event loop's time; None: whenever.
 
         Raises:
             Overloaded: there is no room to wait, or no place in time.
         """
-        now, weight, cost = self._loop.time(), WEIGHTS[tier], max(cost, 1)
-        if self._running < self._capacity and not self._queue:
-            if deadline is not None and now + self._usual_prefill > deadline:
-                # A refusal lets the figure fade, or nothing might ever come to measure it again.
-                self._usual_prefill *= 1 - NEWEST
-                raise self._overloaded(key, weight)
-            self._queue.charge(key, weight, cost)
-            return self._place(key, weight, cost)
-        expires = now + self._config.max_wait_s
-        if deadline is not None:
-            expires = min(expires, deadline - self._usual_prefill)
-        if now + self._wait_s(key, weight) > expires:
-            raise self._overloaded(key, weight)
-        self._make_room(key, weight, cost)
-        return await self._wait(key, weight, cost, expires)
+        weight, costs = WEIGHTS[tier], [max(cost, 1) for cost in costs]
+        latest = self._latest_start(key, weight, deadline)
+        if self._has_places(len(costs)):
+            self._queue.charge(key, weight, sum(costs))
+            return self._places(key, costs)
+        self._make_room(key, weight, sum(costs))
+        return await self._wait(key, weight, costs, latest)
 
     def note_prefill(self, entered: float) -> None:
         seconds = self._loop.time() - entered
@@ -145,39 +143,65 @@ class Admission:
             self._learn(slot.cost, self._loop.time() - entered)
         self._admit()
 
-    async def _wait(self, key: str, weight: float, cost: int, expires: float) -> Slot:
-        waiter = _Waiter(self._loop.create_future(), key, weight, cost)
-        self._queue.push(key, weight, waiter, cost)
-        timer = self._loop.call_at(expires, self._expire, waiter)
+    def _latest_start(self, key: str, weight: float, deadline: float | None) -> float:
+        """When a request must have its place at the latest; raises Overloaded if it cannot have it by then."""
+        now = self._loop.time()
+        if deadline is not None and now + self._usual_prefill > deadline:
+            # A refusal lets the figure fade, or nothing might ever come to measure it again.
+            self._usual_prefill *= 1 - NEWEST
+            raise self._overloaded(key, weight)
+        latest = now + self._config.max_wait_s
+        if deadline is not None:
+            latest = min(latest, deadline - self._usual_prefill)
+        if not self._has_places(1) and now + self._wait_s(key, weight) > latest:
+            raise self._overloaded(key, weight)
+        return latest
+
+    async def _wait(self, key: str, weight: float, costs: list[int], latest: float) -> list[Slot]:
+        waiter = _Waiter(self._loop.create_future(), key, weight, costs)
+        self._queue.push(key, weight, waiter, sum(costs))
+        self._admit()
+        timer = self._loop.call_at(latest, self._expire, waiter)
         try:
-            return await waiter.place
+            return await waiter.places
         except asyncio.CancelledError:
-            if waiter.place.done() and not waiter.place.cancelled() and waiter.place.exception() is None:
-                waiter.place.result().leave(0)
+            if waiter.places.done() and not waiter.places.cancelled() and waiter.places.exception() is None:
+                for slot in waiter.places.result():
+                    slot.leave(0)
             self._queue.remove(key, waiter)
+            self._admit()
             raise
         finally:
             timer.cancel()
 
     def _admit(self) -> None:
-        while self._queue and self._running < self._capacity:
+        while self._queue and self._fits(len(self._queue.first().costs)):
             waiter = self._queue.pop()
-            if waiter.place.done():  # its client has just left
-                self._queue.correct(waiter.key, -waiter.cost)
+            if waiter.places.done():  # its client has just left
+                self._queue.correct(waiter.key, -sum(waiter.costs))
             else:
-                waiter.place.set_result(self._place(waiter.key, waiter.weight, waiter.cost))
+                waiter.places.set_result(self._places(waiter.key, waiter.costs))
 
-    def _place(self, key: str, weight: float, cost: int) -> Slot:
-        self._running += 1
-        return Slot(self, key, weight, cost, self._loop.time())
+    def _has_places(self, number: int) -> bool:
+        """Whether a new request gets so many places at once."""
+        return not self._queue and self._fits(number)
+
+    def _fits(self, number: int) -> bool:
+        """Whether so many places are free; a request that needs more than there are runs alone."""
+        return self._running + number <= self._capacity or self._running == 0 < self._capacity
+
+    def _places(self, key: str, costs: list[int]) -> list[Slot]:
+        self._running += len(costs)
+        return [Slot(self, key, cost, self._loop.time()) for cost in costs]
 
     def _expire(self, waiter: "_Waiter") -> None:
         self._queue.remove(waiter.key, waiter)
         self._refuse(waiter)
+        self._admit()
 
     def _refuse(self, waiter: "_Waiter") -> None:
-        if not waiter.place.done():
-            waiter.place.set_exception(self._overloaded(waiter.key, waiter.weight))
+        if not waiter.places.done():
+            waiter.places.set_exception(self._overloaded(waiter.key, waiter.weight))
 
     def _make_room(self, key: str, weight: float, cost: int) -> None:
         """See that one more may wait, at the expense of the key that has most waiting if need be.
@@ -219,11 +243,9 @@ class Admission:
             self._usual_seconds += NEWEST * (seconds - self._usual_seconds)
 
 
+@dataclass(slots=True, eq=False)
 class _Waiter:
-    __slots__ = ("cost", "key", "place", "weight")
-
-    def __init__(self, place: asyncio.Future[Slot], key: str, weight: float, cost: int) -> None:
-        self.place = place
-        self.key = key
-        self.weight = weight
-        self.cost = cost
+    places: asyncio.Future[list[Slot]]
+    key: str
+    weight: float
+    costs: list[int]

@@ -97,7 +97,7 @@ class GatewayApp:
             return await send_bytes(200, text, send, [(b"content-type", CONTENT_TYPE.encode())])
         route = MODEL_ROUTES.get(path) if scope["method"] == "POST" else None
         try:
-            call = await self._admit(caller, path, request_id)
+            call = await self._open(caller, request_id)
         except GatewayError as error:
             if route is not None:
                 self.inference.note_refusal(caller, path, request_id, error)
@@ -111,8 +111,7 @@ class GatewayApp:
             await call.reservation.settle(0)
         await _send_json(send, body)
 
-    async def _admit(self, caller: Caller, path: str, request_id: str) -> Call:
-        caller.require_endpoint(path)
+    async def _open(self, caller: Caller, request_id: str) -> Call:
         own = caller.limits
         quota = Quota(
             own.requests_per_minute or self.quota.requests_per_minute,
@@ -126,6 +125,7 @@ class GatewayApp:
     async def _read(self, scope: Scope, caller: Caller) -> msgspec.Struct:
         """What the service says of itself to one of its callers."""
         path: str = scope["path"]
+        caller.require_endpoint(path)
         if path in MODEL_ROUTES:
             _require(scope, "POST")
         if path in MODEL_LISTS:

@@ -64,11 +64,17 @@ def running(
     yield writing, deadlines.write_stall_s, "Sending to the client"
 
 
-def client_deadline(headers: Headers, now: float) -> float | None:
-    """When the client stops waiting for the first token, in the time that `now` is in; None: it does not say.
+def client_deadline(headers: Headers, arrived: float, read: float) -> float | None:
+    """When the client stops waiting for the first token; None: it does not say.
 
-    `x-request-deadline-ms` gives the milliseconds left and goes before `x-stainless-read-timeout`, which the
-    OpenAI and Anthropic SDKs send in seconds. Theirs is ignored where it makes no sense: users do not write it.
+    `x-request-deadline-ms` gives the milliseconds left when the request was sent and goes before
+    `x-stainless-read-timeout`, which the OpenAI and Anthropic SDKs send in seconds and count from the end of the
+    body. Theirs is ignored where it makes no sense: users do not write it.
+
+    Args:
+        headers: of the request.
+        arrived: when the request came, in the event loop's time, which is also the monotonic clock's.
+        read: when its body was whole.
 
     Raises:
         BadRequest: `x-request-deadline-ms` is not a whole number of milliseconds from 1 to a day.
@@ -78,9 +84,9 @@ def client_deadline(headers: Headers, now: float) -> float | None:
         if not own.isdigit() or len(own) > len(str(LONGEST_MS)) or not 1 <= int(own) <= LONGEST_MS:
             name = OWN_HEADER.decode()
             raise BadRequest(f"`{name}` must be a whole number from 1 to {LONGEST_MS}.", param=name)
-        return now + int(own) / 1000
+        return arrived + int(own) / 1000
     try:
         seconds = float(given.get(SDK_HEADER, b"nan"))
     except ValueError:
         return None
-    return now + seconds if 0 < seconds < math.inf else None
+    return read + seconds if 0 < seconds < math.inf else None

@@ -75,7 +75,11 @@ class TooManyAttempts(GatewayError):
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(
             f"Too many requests without a right key. Try again with one, or in {retry_after_s} seconds.",
-            headers=[("retry-after", str(retry_after_s)), ("x-should-retry", "false")],
+            headers=[
+                ("retry-after", str(retry_after_s)),
+                ("retry-after-ms", str(1000 * retry_after_s)),
+                ("x-should-retry", "false"),
+            ],
         )
 
 

@@ -58,14 +58,19 @@ class FairQueue(Generic[T]):
         Raises:
             IndexError: nothing waits.
         """
-        backlogged = list(self._backlogged())
-        if not backlogged:
-            raise IndexError("pop from an empty queue")
-        flow = min(backlogged, key=lambda flow: flow.clock)
+        flow = self._next()
         item, cost = flow.waiting.popleft()
         self._count(flow, -1, -cost)
         self._charge(flow, cost)
         return item
+
+    def first(self) -> T:
+        """The request that is next.
+
+        Raises:
+            IndexError: nothing waits.
+        """
+        return self._next().waiting[0][0]
 
     def charge(self, key: str, weight: float, cost: int) -> None:
         """Charge a key for a request that did not have to wait."""
@@ -93,12 +98,16 @@ class FairQueue(Generic[T]):
         Returns:
             None where the newcomer's key would itself have most waiting.
         """
-        largest = max(self._backlogged(), key=Flow.share, default=None)
-        if largest is None or self._flow(key, weight).share(cost) >= largest.share():
+        largest = self._larger(key, weight, cost)
+        if largest is None:
             return None
         item, its_cost = largest.waiting.pop()
         self._count(largest, -1, -its_cost)
         return item
+
+    def has_larger(self, key: str, weight: float, cost: int) -> bool:
+        """Whether `pop_newest_of_largest` would take a request out."""
+        return self._larger(key, weight, cost) is not None
 
     def ahead_of(self, key: str, weight: float) -> float:
         """Tokens that would be served before a new request of this key."""
@@ -110,6 +119,17 @@ class FairQueue(Generic[T]):
                 first_cost = flow.waiting[0][1]
                 ahead += min(flow.cost, (start - flow.clock) * flow.weight + first_cost)
         return ahead
+
+    def _next(self) -> Flow[T]:
+        backlogged = list(self._backlogged())
+        if not backlogged:
+            raise IndexError("nothing waits")
+        return min(backlogged, key=lambda flow: flow.clock)
+
+    def _larger(self, key: str, weight: float, cost: int) -> Flow[T] | None:
+        """The key with most waiting, unless a newcomer's key would itself have most."""
+        largest = max(self._backlogged(), key=Flow.share, default=None)
+        return None if largest is None or self._flow(key, weight).share(cost) >= largest.share() else largest
 
     def _flow(self, key: str, weight: float) -> Flow[T]:
         flow = self._flows.get(key)

@@ -64,7 +64,7 @@ class Inference:
             await self._account(call, scope["path"])
 
     def note_refusal(self, caller: Caller, path: str, request_id: str, error: GatewayError) -> None:
-        """Write the row of a request that the key's scope or limits did not let in."""
+        """Write the row of a request that the key's limits did not let in."""
         if self._ledger is not None:
             self._ledger.add(
                 Row(
@@ -83,9 +83,13 @@ class Inference:
     async def _answer(self, call: Call, route: ModelRoute, scope: Scope, receive: Receive, send: Send) -> None:
         self._policy.check_headers(route, scope["headers"])
         body = await read_body(receive, self._policy.body_limit(route))
-        request = await self._policy.check(route, scope["headers"], body, call.caller)
-        model = self._models.get(request.model, call.caller)
+        read = asyncio.get_running_loop().time()
+        asked = await self._policy.read(route, scope["headers"], body)
+        # Before all else, which could tell a model out of the key's scope from one that is not there.
+        model = self._models.get(asked.model, call.caller)
         call.model = model.config.id
+        call.caller.require_endpoint(scope["path"])
+        request = await self._policy.check(route, scope["headers"], body, asked, call.caller)
         call.frontend = frontend = self._models.ready(model)
         if route.path not in frontend.paths:
             raise TaskNotSupported(f"The model `{model.config.id}` does not support {route.path}.", param="model")
@@ -94,10 +98,13 @@ class Inference:
             frontend.admission,
             call.reservation,
             call.quota,
-            deadline=client_deadline(scope["headers"], asyncio.get_running_loop().time()),
+            deadline=client_deadline(scope["headers"], call.started, read),
             bounded=request.bounded,
+            prompts=request.prompts,
+            choices=request.choices,
             available=lambda: self._models.replicas(model).running > 0,
         )
+        ticket.check()
         answer = Answer(
             send,
             self._config.deadlines,

@@ -2,7 +2,7 @@
 
 A request is let in where its prompt has become tokens and nothing has been computed yet: when vLLM's front end
 hands it to the fleet client, which awaits `admit`. One HTTP request can have several requests to the engine core
-there (n choices, a list of prompts); each asks for itself.
+there (n choices, a list of prompts): they are charged together, and get their places together.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from serve_app.fleet.journal import Entry
 from serve_app.gateway.admission import Admission, Slot
-from serve_app.gateway.errors import ContextLengthExceeded, GatewayError, UpstreamFailed
+from serve_app.gateway.errors import ContextLengthExceeded, GatewayError, Overloaded, UpstreamFailed
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.limits.limiter import Quota
 from serve_app.gateway.limits.requests import Reservation
@@ -54,6 +54,8 @@ class Ticket:
         *,
         deadline: float | None,
         bounded: bool,
+        prompts: int,
+        choices: int,
         available: Callable[[], bool],
     ) -> None:
         """Args:
@@ -63,6 +65,8 @@ class Ticket:
         quota: those limits.
         deadline: when the client must have its first token, in the event loop's time.
         bounded: whether the client itself says how long the answer may get.
+        prompts: how many prompts are known to come; more can (texts to embed, pieces of speech).
+        choices: answers to each prompt.
         available: whether the model has a replica that can answer.
         """
         self.entries: list[Entry] = []
@@ -75,7 +79,12 @@ class Ticket:
         self._deadline = deadline
         self._bounded = bounded
         self._available = available
-        self._pooling: asyncio.Future[Slot] | None = None
+        self._prompts = prompts
+        self._choices = choices
+        self._counted: dict[str | None, Entry] = {}
+        """The first choice of each prompt."""
+        self._all_counted = asyncio.Event()
+        self._entering: asyncio.Task[list[Slot]] | None = None
 
     @property
     def begun(self) -> bool:
@@ -113,13 +122,19 @@ class Ticket:
             finish_reason=max(reasons, default=None),
         )
 
+    def check(self) -> None:
+        """Raise Overloaded, where that is clear before the prompt has become tokens."""
+        try:
+            self._admission.check(self._caller.id, self._caller.tier, self._deadline)
+        except Overloaded as refusal:
+            self.refusal = refusal
+            raise
+
     async def admit(self, entry: Entry) -> None:
         """Wait until a request may go to a replica. One that may not is never let in: its answer is called off."""
         try:
             self._fit(entry)
-            cost = entry.prompt_tokens + entry.most_tokens
-            await self._reservation.reserve_tokens(cost)
-            await (self._enter(entry, cost) if entry.most_tokens else self._enter_once(cost))
+            slot = await self._enter(entry)
         except GatewayError as refusal:
             self.refusal = self.refusal or refusal
             if self.on_refusal is not None:
@@ -129,6 +144,9 @@ class Ticket:
             raise
         self.entries.append(entry)
         entry.on_error = self._fail
+        if slot is not None:
+            entry.on_first_token = slot.first_token
+            entry.on_close = lambda: slot.leave(entry.prompt_tokens + len(entry.tokens))
 
     def _fail(self) -> None:
         if self.on_refusal is not None:
@@ -136,22 +154,45 @@ class Ticket:
 
     def close(self) -> None:
         """The request has ended: give back what its requests to the engine core do not give back themselves."""
-        if self._pooling is None:
+        if self._entering is None or self._entering.cancel() or self._entering.exception() is not None:
             return
-        if not self._pooling.cancel() and self._pooling.exception() is None:
-            self._pooling.result().leave(sum(entry.prompt_tokens for entry in self.entries))
+        for slot in self._entering.result():
+            slot.leave(sum(entry.prompt_tokens for entry in self.entries if not entry.most_tokens))
 
-    async def _enter(self, entry: Entry, cost: int) -> None:
-        slot = await self._admission.enter(self._caller.id, self._caller.tier, cost, self._deadline)
-        entry.on_first_token = slot.first_token
-        entry.on_close = lambda: slot.leave(entry.prompt_tokens + len(entry.tokens))
+    async def _enter(self, entry: Entry) -> Slot | None:
+        """Wait for the place of a request to the engine core; None: it is not generated from and shares one."""
+        prompt = entry.request.external_req_id
+        if prompt not in self._counted:
+            self._counted[prompt] = entry
+            if len(self._counted) > self._prompts:
+                return await self._enter_late(entry)
+        if len(self._counted) == self._prompts:
+            self._all_counted.set()
+        slots = await self._together()
+        return slots.pop() if entry.most_tokens else None
 
-    async def _enter_once(self, cost: int) -> None:
-        """One place for all texts of a request that is not generated from: they are many, short and come at once."""
-        if self._pooling is None:
-            entering = self._admission.enter(self._caller.id, self._caller.tier, cost, self._deadline)
-            self._pooling = asyncio.ensure_future(entering)
-        await asyncio.shield(self._pooling)
+    async def _together(self) -> list[Slot]:
+        if self._entering is None:
+            self._entering = asyncio.create_task(self._enter_together())
+        return await asyncio.shield(self._entering)
+
+    async def _enter_together(self) -> list[Slot]:
+        """Once a request: charge all its prompts with all their choices, and wait for their places."""
+        await self._all_counted.wait()
+        entries = self._counted.values()
+        await self._reservation.reserve_tokens(sum(entry.prompt_tokens + self._choices * entry.most_tokens for entry in entries))
+        costs = [entry.prompt_tokens + entry.most_tokens for entry in entries for _ in range(self._choices)]
+        return await self._admission.enter(self._caller.id, self._caller.tier, costs, self._deadline)
+
+    async def _enter_late(self, entry: Entry) -> Slot | None:
+        """Each of the prompts beyond those that were known to come is charged by itself."""
+        cost = entry.prompt_tokens + entry.most_tokens
+        await self._reservation.reserve_tokens(cost)
+        if entry.most_tokens:
+            return (await self._admission.enter(self._caller.id, self._caller.tier, [cost], self._deadline))[0]
+        # Texts to embed are many, short and come at once: one place is enough.
+        await self._together()
+        return None
 
     def _fit(self, entry: Entry) -> None:
         """Bound an answer whose length the client leaves open by what the key may use at all."""
@@ -163,6 +204,7 @@ class Ticket:
             )
         if params is None or params.max_tokens is None or self._bounded:
             return
-        for most in (context, self._quota.tokens_per_minute):
-            if most is not None and most > entry.prompt_tokens:
-                params.max_tokens = min(params.max_tokens, most - entry.prompt_tokens)
+        for limit, answers in ((context, 1), (self._quota.tokens_per_minute, self._choices)):
+            most = 0 if limit is None else (limit - entry.prompt_tokens) // answers
+            if most > 0:
+                params.max_tokens = min(params.max_tokens, most)

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, field_validator
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from serve_app.settings import Closed, ConfigError
+from serve_app.settings import Closed, ConfigError, secret_variable
 
 OFF = "off"
 VARIABLE = "USAGE_DATABASE_URL"
@@ -40,11 +40,7 @@ def database_url(config: LedgerConfig, environment: Mapping[str, str] = os.envir
     Raises:
         ConfigError: what is given cannot be used; the message holds nothing of the URL.
     """
-    given, file = environment.get(VARIABLE, "").strip(), environment.get(f"{VARIABLE}_FILE", "").strip()
-    if given and file:
-        raise ConfigError(f"{VARIABLE} and {VARIABLE}_FILE are both set: choose one")
-    source = VARIABLE if given else f"{VARIABLE}_FILE" if file else "ledger.database_url"
-    text = _read(file) if file else given or config.database_url
+    text, source = secret_variable(environment, VARIABLE) or (config.database_url, "ledger.database_url")
     if text is None:
         return URL.create("sqlite", database=str(_default_file(environment)))
     return None if text == OFF else _parse(text, source)
@@ -63,14 +59,6 @@ def _parse(text: str, source: str) -> URL:
     if not (url.database or "").startswith("/") or url.query:
         raise ConfigError(f"{source}: SQLite needs the absolute path of a file and nothing else, as sqlite:////path")
     return url.set(drivername="sqlite")
-
-
-def _read(file: str) -> str:
-    try:
-        return Path(file).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ConfigError(f"{VARIABLE}_FILE cannot be read: {reason}") from None
 
 
 def _default_file(environment: Mapping[str, str]) -> Path:

@@ -1,22 +1,24 @@
 """Settings of the limits."""
 
 import os
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveInt, SecretStr
+from pydantic import Field, PositiveInt, SecretStr, field_validator
+from redis.asyncio import ConnectionPool
 
 from serve_app.gateway.limits.limiter import Quota
-from serve_app.settings import Closed, ConfigError
+from serve_app.settings import Closed, ConfigError, secret_variable
 
-SCHEMES = ("redis://", "rediss://", "unix://")
+VARIABLE = "LIMITS_REDIS_URL"
 
 
 class LimitsConfig(Closed):
     """What a key without limits of its own may use, and where the limits of all gateways are kept."""
 
-    redis: Path | None = None
-    """A file that holds the URL of the Redis that gateways share; the variable LIMITS_REDIS_URL wins over it."""
+    redis: SecretStr | None = None
+    """URL of the Redis in which gateways share the limits: redis://, rediss:// or unix://; LIMITS_REDIS_URL wins."""
     requests_per_minute: PositiveInt | None = Field(default=None, le=10**9)
     """Requests a minute; the variable RATE_LIMIT_PER_MINUTE wins over it; null: no limit."""
     tokens_per_minute: PositiveInt | None = Field(default=None, le=10**9)
@@ -39,21 +41,30 @@ class LimitsConfig(Closed):
             raise ConfigError("RATE_LIMIT_PER_MINUTE must be a whole number from 1 to 1000000000")
         return Quota(int(text), self.tokens_per_minute, self.concurrent)
 
+    @field_validator("redis")
+    @classmethod
+    def _check(cls, url: SecretStr | None) -> SecretStr | None:
+        return None if url is None else _checked(url.get_secret_value(), "it")
+
     def redis_url(self, environment: Mapping[str, str] = os.environ) -> SecretStr | None:
         """Where the shared Redis is; None: there is none.
 
+        LIMITS_REDIS_URL, or the file that LIMITS_REDIS_URL_FILE names, wins over the settings.
+
         Raises:
-            ConfigError: the file cannot be read, or what it holds is no Redis URL.
+            ConfigError: what is given is no Redis URL; the message holds nothing of it.
         """
-        url, source = environment.get("LIMITS_REDIS_URL", "").strip(), "LIMITS_REDIS_URL"
-        if not url and self.redis is not None:
-            source = f"limits.redis: {self.redis}"
-            try:
-                url = self.redis.read_text().strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{source} cannot be read ({type(error).__name__})") from error
-        elif not url:
-            return None
-        if not url.startswith(SCHEMES):
-            raise ConfigError(f"{source} must hold a URL that begins with {', '.join(SCHEMES)}")
-        return SecretStr(url)
+        given = secret_variable(environment, VARIABLE)
+        return self.redis if given is None else _checked(*given)
+
+
+def _checked(text: str, source: str) -> SecretStr:
+    try:
+        url = urlsplit(text)
+        place = url.path if url.scheme == "unix" else url.hostname and re.fullmatch(r"(/\d*)?", url.path)
+        if not place:
+            raise ValueError
+        ConnectionPool.from_url(text).make_connection()  # it connects later; here it reads the whole URL
+    except (ValueError, TypeError):
+        raise ConfigError(f"{source} must be a URL such as redis://host:6379/0, rediss://host or unix:///path") from None
+    return SecretStr(text)

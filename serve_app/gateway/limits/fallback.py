@@ -8,12 +8,11 @@ from typing import Any, TypeVar
 from prometheus_client import CollectorRegistry, Counter
 
 from serve_app.gateway.limits.breaker import Breaker
-from serve_app.gateway.limits.limiter import Claim, Decision, Holder, Limiter, Quota
+from serve_app.gateway.limits.limiter import PATIENCE_S, Claim, Decision, Holder, Limiter, Quota
 from serve_app.gateway.limits.memory import MemoryLimiter
 
 T = TypeVar("T")
 
-CALL_S = 0.05
 # Renewals are off the path of requests and may be many.
 RENEW_S = 5.0
 # Turns of the event loop that an answer needs which came in time, when the loop itself was late.
@@ -21,7 +20,7 @@ LATE_TURNS = 8
 
 
 class FallbackLimiter:
-    """A shared limiter that never takes longer than `CALL_S`, with a local one for when it would.
+    """A shared limiter that no request waits for longer than its patience, with a local one for when it would.
 
     The local one decides by each limit divided by the number of gateways, at least 1. Figures in its decisions
     are those of the share. What ends while the shared limiter is away is not settled there: its slot comes free
@@ -56,7 +55,7 @@ class FallbackLimiter:
         )
 
     async def reserve(self, claim: Claim) -> Decision:
-        decision = await self._ask(lambda: self._shared.reserve(claim))
+        decision = await self._ask(lambda: self._shared.reserve(claim), claim.patience_s)
         if decision is None:
             self._fallbacks.inc()
             decision = await self._local.reserve(share(claim, self._gateways))
@@ -77,7 +76,7 @@ class FallbackLimiter:
         await self._local.renew(holders)
         await self._ask(lambda: self._shared.renew(holders), RENEW_S)
 
-    async def _ask(self, call: Callable[[], Coroutine[Any, Any, T]], limit_s: float = CALL_S) -> T | None:
+    async def _ask(self, call: Callable[[], Coroutine[Any, Any, T]], limit_s: float = PATIENCE_S) -> T | None:
         """The shared limiter's answer, or None if there is none in time."""
         if not self._breaker.admits():
             return None

@@ -10,6 +10,9 @@ from typing import Literal, NamedTuple, Protocol
 
 UNITS = 60_000
 
+# What all that one request asks of a limiter elsewhere may take together.
+PATIENCE_S = 0.05
+
 # Nobody knows when an answer ends, so who waits for a slot is told to look again after this time.
 SLOT_WAIT_MS = 1000
 
@@ -45,6 +48,8 @@ class Claim(NamedTuple):
     requests: int = 0
     tokens: int = 0
     """Prompt tokens plus the most that may be generated."""
+    patience_s: float = PATIENCE_S
+    """Seconds that the request can still wait for an answer from elsewhere."""
 
 
 class Level(NamedTuple):

@@ -15,6 +15,7 @@ from serve_app.gateway.policy.entries import RoutePolicy
 from serve_app.gateway.policy.fields import Object
 from serve_app.gateway.policy.forms import value_of, with_field
 from serve_app.gateway.policy.json_body import encode, parse
+from serve_app.gateway.policy.prompts import number_of_prompts
 from serve_app.gateway.policy.rules import Refusal, View
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.policy.table import table
@@ -39,14 +40,25 @@ class Asker(Protocol):
         """Whose prefix cache it shares."""
 
 
+class Asked(NamedTuple):
+    """A body that has been read and not been checked."""
+
+    fields: dict[str, Any] | list[tuple[str, str]]
+    """A JSON object, or the texts of a form."""
+    model: str | None
+    """None: the body names none that could be one."""
+
+
 class Checked(NamedTuple):
     """A request that may go to vLLM."""
 
     body: bytes
-    model: str | None
-    """None: the body names none."""
     bounded: bool
     """Whether the length of the answer is the client's choice."""
+    prompts: int
+    """How many prompts are known to come of it."""
+    choices: int
+    """Answers to each prompt."""
 
 
 class Policy:
@@ -77,17 +89,26 @@ class Policy:
         media = self._config.media
         return media.body_bytes if route.multipart or media.models else self._config.body_bytes
 
-    async def check(self, route: ModelRoute, headers: Headers, body: bytes, caller: Asker) -> Checked:
-        """Hold a body against the table of its route, and put in what is ours.
+    async def read(self, route: ModelRoute, headers: Headers, body: bytes) -> Asked:
+        """What a body asks for, and of which model.
 
         Raises:
-            BadRequest: a field is unknown, refused, out of its bounds or missing; or the body cannot be read.
+            BadRequest: the body cannot be read.
+        """
+        fields = await _texts(headers, body) if route.multipart else parse(body)
+        model = dict(fields).get("model")
+        return Asked(fields, model if isinstance(model, str) else None)
+
+    async def check(self, route: ModelRoute, headers: Headers, body: bytes, asked: Asked, caller: Asker) -> Checked:
+        """Hold what was read of a body against the table of its route, and put in what is ours.
+
+        Raises:
+            BadRequest: a field is unknown, refused, out of its bounds or missing.
             TooLarge: the body is too large for a model that takes no media.
         """
-        policy = self._routes[route.path]
-        if route.multipart:
-            return await self._check_form(policy, headers, body, caller)
-        value = parse(body)
+        policy, value = self._routes[route.path], asked.fields
+        if isinstance(value, list):
+            return self._check_form(policy, headers, body, value, caller)
         name = value.get("model")
         view = self._view(name, caller)
         if not view.media and len(body) > self._config.body_bytes:
@@ -102,7 +123,8 @@ class Policy:
         self._put_in(policy, value, caller)
         if route.stream_by_default:
             value.setdefault("stream", True)
-        return Checked(encode(value), name, bounded)
+        choices = int(value.get("n") or 1) if "n" in policy.fields else 1
+        return Checked(encode(value), bounded, number_of_prompts(value.get("prompt")), choices)
 
     def _view(self, name: Any, caller: Asker) -> View:
         bounds = self._config.media
@@ -138,22 +160,12 @@ class Policy:
         if "cache_salt" in policy.fields:
             value["cache_salt"] = hmac.digest(self._secret, caller.cache_group.encode(), hashlib.sha256).hex()
 
-    async def _check_form(self, policy: RoutePolicy, headers: Headers, body: bytes, caller: Asker) -> Checked:
-        async def stream() -> AsyncGenerator[bytes, None]:
-            yield body
-
-        try:
-            form = await MultiPartParser(StarletteHeaders(raw=headers), stream(), max_fields=100, max_files=1).parse()
-        except MultiPartException as error:
-            raise BadRequest("The form could not be read.") from error
-        await form.close()
-        if not any(name == "file" for name, text in form.multi_items() if not isinstance(text, str)):
-            raise BadRequest("`file` is required.", param="file")
+    def _check_form(
+        self, policy: RoutePolicy, headers: Headers, body: bytes, texts: list[tuple[str, str]], caller: Asker
+    ) -> Checked:
         view = View(caller.features, media=True)
         values: dict[str, Any] = {}
-        for name, text in form.multi_items():
-            if not isinstance(text, str):
-                continue
+        for name, text in texts:
             if name in values and not name.endswith("[]"):
                 raise BadRequest(f"`{name[:64]}` is given more than once.", param=name[:64])
             rule = policy.fields.get(name)
@@ -163,4 +175,21 @@ class Policy:
         bounded = self._bound(policy, values, caller)
         for name in values.keys() - given:
             body = with_field(headers, body, name, values[name])
-        return Checked(body, values.get("model"), bounded)
+        return Checked(body, bounded, prompts=1, choices=1)
+
+
+async def _texts(headers: Headers, body: bytes) -> list[tuple[str, str]]:
+    """The fields of a form beside its file."""
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        form = await MultiPartParser(StarletteHeaders(raw=headers), stream(), max_fields=100, max_files=1).parse()
+    except MultiPartException as error:
+        raise BadRequest("The form could not be read.") from error
+    await form.close()
+    texts = [(name, text) for name, text in form.multi_items() if isinstance(text, str)]
+    if not any(name == "file" for name, text in form.multi_items() if not isinstance(text, str)):
+        raise BadRequest("`file` is required.", param="file")
+    return texts

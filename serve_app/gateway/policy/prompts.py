@@ -22,8 +22,16 @@ class Prompts(Rule):
         self._texts = Either(text, ListOf(Either(text, tokens), most, least=1))
 
     def check(self, value: Any, view: View) -> None:
-        one_of_tokens = type(value) is list and value and type(value[0]) in Int.kinds
-        (self._tokens if one_of_tokens else self._texts).check(value, view)
+        (self._tokens if _is_one_of_tokens(value) else self._texts).check(value, view)
 
     def schema(self) -> Schema:
         return any_of([self._texts.schema(), self._tokens.schema()])
+
+
+def number_of_prompts(value: Any) -> int:
+    """How many prompts a value is that `Prompts` lets pass."""
+    return len(value) if type(value) is list and not _is_one_of_tokens(value) else 1
+
+
+def _is_one_of_tokens(value: Any) -> bool:
+    return type(value) is list and bool(value) and type(value[0]) in Int.kinds

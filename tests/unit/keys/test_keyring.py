@@ -270,7 +270,7 @@ def test_guessing_is_told_to_slow_down_and_locks_nobody_out(tmp_path: Path) -> N
         ring.authenticate(bearer("guess"), "10.0.0.1")
     assert (caught.value.status, caught.value.headers) == (
         429,
-        [(b"retry-after", b"40"), (b"x-should-retry", b"false")],
+        [(b"retry-after", b"40"), (b"retry-after-ms", b"40000"), (b"x-should-retry", b"false")],
     )
     assert ring.authenticate(bearer(KEY), "10.0.0.1").id == "a1b2c3d4e5"
     for address in ("10.0.0.2", "", "", ""):

@@ -48,7 +48,11 @@ def check(
     policy = DEFAULT if config is None else Policy(config, b"secret")
     route = MODEL_ROUTES[path]
     policy.check_headers(route, headers)
-    return asyncio.run(policy.check(route, headers, body, who or caller()))
+
+    async def read_and_check() -> Checked:
+        return await policy.check(route, headers, body, await policy.read(route, headers, body), who or caller())
+
+    return asyncio.run(read_and_check())
 
 
 def passed(path: str, fields: Any, who: Caller | None = None, config: PolicyConfig | None = None) -> dict[str, Any]:

@@ -100,7 +100,9 @@ def test_what_reads_no_cache_has_no_salt(path: str) -> None:
 async def test_the_salt_depends_on_the_secret() -> None:
     route, body = MODEL_ROUTES[CHAT], json.dumps(LEAST[CHAT]).encode()
     policies = [Policy(PolicyConfig(), secret) for secret in (b"a", b"a", b"b")]
-    one, same, other = [(await policy.check(route, JSON, body, caller())).body for policy in policies]
+    asked = [await policy.read(route, JSON, body) for policy in policies]
+    pairs = zip(policies, asked, strict=True)
+    one, same, other = [(await policy.check(route, JSON, body, each, caller())).body for policy, each in pairs]
     assert one == same
     assert one != other
 
