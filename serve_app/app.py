@@ -45,7 +45,11 @@ def build(config: ServiceConfig) -> serve.Application:
     )
     settings = config.gateway.model_dump(mode="json")
     app: serve.Application = with_version(gateway(serve.ingress()(Gateway)), _digest(release, settings)).bind(
-        config.gateway, models, [_replicas(model, release) for model in models], _limiter(config.gateway, release)
+        config.gateway,
+        models,
+        [_replicas(model, release) for model in models],
+        config.aliases,
+        _limiter(config.gateway, release),
     )
     return app
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
+from serve_app.gateway.aliases import Aliases, check_names
 from serve_app.gateway.config import GatewayConfig
 from serve_app.replica.count import ReplicaCount, ReplicaRange
 from serve_app.settings import Closed, ConfigError, describe_errors
@@ -23,7 +24,7 @@ NOT_IN_ID = r"[^\w./:-]+"
 LONGEST_ID = 128
 
 # Settings of a model that change without a restart of its replicas.
-LIVE_SETTINGS = frozenset({"drain_timeout_s", "max_ongoing_requests", "replicas"})
+LIVE_SETTINGS = frozenset({"drain_timeout_s", "fallback", "max_ongoing_requests", "replicas"})
 
 # vLLM flags that the service sets itself; a model file may not contradict it.
 OWNED_FLAGS = frozenset(
@@ -73,6 +74,8 @@ class ModelConfig(Closed):
     """Requests a replica takes at once; the engine core queues what it cannot run yet."""
     drain_timeout_s: float = Field(default=120, ge=0)
     """Seconds a replica that is being stopped may go on with the requests it has."""
+    fallback: str | None = None
+    """Id of the model that answers instead while this one loads, has failed or has no place (503)."""
     routing: Literal["prefix", "power_of_two"] = "prefix"
     """Which replica gets a request: the one with its prefix in the cache, or the less busy of two, as Serve does."""
     engine: Literal["vllm", "scripted"] = "vllm"
@@ -121,13 +124,16 @@ class ServiceConfig(Closed):
 
     models: list[str | ModelConfig] = Field(default=["demo"], min_length=1)
     """Names in configs/models, paths to model files, local model directories, hub ids, or whole models."""
+    aliases: Aliases = Field(default={})
+    """Further names, each for one of several models by weight: `chat: {v1: 90, v2: 10}`."""
     gateway: GatewayConfig = GatewayConfig()
     """The gateway deployment."""
 
     def resolve(self, environment: Mapping[str, str] = os.environ) -> list[ModelConfig]:
         """The models to serve, with DEFAULT_MODEL, TP_SIZE and MAX_MODEL_LEN applied.
 
-        DEFAULT_MODEL replaces the list. TP_SIZE and MAX_MODEL_LEN override every model.
+        DEFAULT_MODEL replaces the list, and aliases then stand for what of it they name. TP_SIZE and MAX_MODEL_LEN
+        override every model.
 
         Raises:
             ConfigError: a model or a variable is wrong.
@@ -139,6 +145,8 @@ class ServiceConfig(Closed):
         ]
         if repeated := {m.id for m in models if sum(n.id == m.id for n in models) > 1}:
             raise ConfigError(f"models: {', '.join(sorted(repeated))} is listed more than once")
+        if not default:
+            check_names(self.aliases, {model.id: model.fallback for model in models})
         return models
 
 

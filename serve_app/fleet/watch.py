@@ -26,6 +26,8 @@ class State(StrEnum):
 
     READY = "ready"
     LOADING = "loading"
+    ASLEEP = "asleep"
+    """It has no replica, and the next request to it starts one."""
     FAILED = "failed"
 
 

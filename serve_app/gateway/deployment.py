@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from serve_app.config import ModelConfig
 from serve_app.fleet.watch import FleetWatch
+from serve_app.gateway.aliases import Alias
 from serve_app.gateway.api import GatewayApp
 from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.cors import Cors, parse_origins
@@ -42,15 +43,16 @@ class Gateway:
         config: GatewayConfig,
         models: list[ModelConfig],
         replicas: list[DeploymentHandle[Any]],
+        aliases: dict[str, Alias],
         limiter: DeploymentHandle[Any] | None = None,
     ) -> None:
         """Args:
-        models, replicas: what is deployed beside this gateway at first, and handles of it.
+        models, replicas, aliases: what is deployed beside this gateway at first, and handles of it.
         limiter: the one that several gateways share, where they do not share a Redis.
         """
         listen_on_node_address()
         watch = FleetWatch()
-        self._models = Models(list(map(Model, models, replicas)), watch)
+        self._models = Models(list(map(Model, models, replicas)), aliases, watch)
         self._roster = Roster(self._models, watch, config)
         registry = CollectorRegistry()
         self._keyring = Keyring(config.keys)

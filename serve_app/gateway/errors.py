@@ -168,10 +168,13 @@ class RateLimited(GatewayError):
 class ModelLoading(GatewayError):
     status, type, code = 503, "server_error", "model_loading"
 
-    def __init__(self, model: str, retry_after_s: int) -> None:
+    # Loading takes from half a minute to many; a client that asks this often costs nothing.
+    retry_after_s: ClassVar[int] = 10
+
+    def __init__(self, model: str) -> None:
         super().__init__(
-            f"The model `{model}` is loading. Try again in {retry_after_s} seconds.",
-            headers=[("retry-after", str(retry_after_s))],
+            f"The model `{model}` is loading. Try again in {self.retry_after_s} seconds.",
+            headers=[("retry-after", str(self.retry_after_s))],
         )
 
 

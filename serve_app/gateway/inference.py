@@ -1,20 +1,26 @@
 """A request on a model route, from its body to its row in the usage ledger."""
 
 import asyncio
+import logging
 import time
 from datetime import UTC, datetime
+from typing import NamedTuple
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.fleet.watch import State
 from serve_app.gateway import ticket as tickets
+from serve_app.gateway.admission import Admission
+from serve_app.gateway.aliases import conversation_of
 from serve_app.gateway.body import ClientLeft, read_body, replay
 from serve_app.gateway.call import Call
 from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.deadlines import client_deadline
-from serve_app.gateway.errors import GatewayError, TaskNotSupported
+from serve_app.gateway.errors import GatewayError, ModelFailed, ModelLoading, Overloaded, TaskNotSupported
+from serve_app.gateway.frontend import Frontend
 from serve_app.gateway.keys.caller import Caller
-from serve_app.gateway.models import Models
-from serve_app.gateway.policy.check import Policy
+from serve_app.gateway.models import Model, Models
+from serve_app.gateway.policy.check import Asked, Policy, for_model
 from serve_app.gateway.replies import JSON, style_of
 from serve_app.gateway.response import CLIENT_LEFT, Answer
 from serve_app.gateway.routes import ModelRoute
@@ -23,6 +29,10 @@ from serve_app.ledger.row import Finish, Row
 from serve_app.ledger.writer import Ledger
 from serve_app.vllm_seam import FinishReason
 
+logger = logging.getLogger("ray.serve")
+
+# After these another model can answer, where there is one to fall back on.
+UNAVAILABLE = (ModelLoading, ModelFailed, Overloaded)
 # Headers by which a client would choose ids, priority or a replica in vLLM; ours take their place.
 STEERING = frozenset({b"x-request-id", b"x-session-id", b"x-vllm-priority", b"x-data-parallel-rank", b"content-length"})
 OK, INTERNAL = 200, 500
@@ -34,6 +44,16 @@ FINISHES: dict[FinishReason | None, Finish] = {
     FinishReason.ERROR: "error",
     FinishReason.REPETITION: "repetition",
 }
+
+
+class _Request(NamedTuple):
+    route: ModelRoute
+    scope: Scope
+    receive: Receive
+    send: Send
+    body: bytes
+    deadline: float | None
+    """When the client must have its first token, in the event loop's time."""
 
 
 class Inference:
@@ -81,48 +101,85 @@ class Inference:
             )
 
     async def _answer(self, call: Call, route: ModelRoute, scope: Scope, receive: Receive, send: Send) -> None:
-        self._policy.check_headers(route, scope["headers"])
+        headers = scope["headers"]
+        self._policy.check_headers(route, headers)
         body = await read_body(receive, self._policy.body_limit(route))
         read = asyncio.get_running_loop().time()
-        asked = await self._policy.read(route, scope["headers"], body)
+        asked = await self._policy.read(route, headers, body)
         # Before all else, which could tell a model out of the key's scope from one that is not there.
-        model = self._models.get(asked.model, call.caller)
-        call.model = model.config.id
+        models = self._models.candidates(
+            asked.model, call.caller, lambda: conversation_of(call.caller.id, headers, asked.fields)
+        )
+        call.model = models[0].config.id
         call.caller.require_endpoint(scope["path"])
-        request = await self._policy.check(route, scope["headers"], body, asked, call.caller)
-        call.frontend = frontend = self._models.ready(model)
-        if route.path not in frontend.paths:
-            raise TaskNotSupported(f"The model `{model.config.id}` does not support {route.path}.", param="model")
+        request = _Request(route, scope, receive, send, body, client_deadline(headers, call.started, read))
+        for model in models[:-1]:
+            if await self._ask(call, request, asked, model, last=False):
+                return
+            asked = await self._policy.read(route, headers, body)  # the check has changed it
+        await self._ask(call, request, asked, models[-1], last=True)
+
+    async def _ask(self, call: Call, request: _Request, asked: Asked, model: Model, *, last: bool) -> bool:
+        """Have a model answer. False: it cannot now, and the client, which has been sent nothing, may ask another."""
+        route, scope, headers = request.route, request.scope, request.scope["headers"]
+        call.model = model.config.id
+        asked, body = for_model(asked, headers, request.body, model.config.id)
+        checked = await self._policy.check(route, headers, body, asked, call.caller)
+        if not last and self._models.state(model) is not State.READY:
+            model.wake()
+            return False
+        self._models.check(model)
+        if model.frontend is not None:
+            _check_route(route, model, model.frontend)
         call.ticket = ticket = Ticket(
+            model.config.id,
             call.caller,
-            frontend.admission,
+            lambda: _admission(model),
             call.reservation,
             call.quota,
-            deadline=client_deadline(scope["headers"], call.started, read),
-            bounded=request.bounded,
-            prompts=request.prompts,
-            choices=request.choices,
+            deadline=request.deadline,
+            bounded=checked.bounded,
+            prompts=checked.prompts,
+            choices=checked.choices,
             available=lambda: self._models.replicas(model).running > 0,
+            before=call.ticket,
         )
-        ticket.check()
         answer = Answer(
-            send,
+            request.send,
             self._config.deadlines,
             ticket,
             lambda: ticket.refusal,
             request_id=call.request_id,
             style=style_of(scope["path"]),
+            streams=asked.streams,
+            elsewhere=lambda error: not last and isinstance(error, UNAVAILABLE),
             before_end=call.settle,
         )
         ticket.on_refusal = answer.fail
         token = tickets.current.set(ticket)
         try:
-            inner = _inner_scope(route, scope, request.body, call.request_id)
-            await answer.run(frontend.app(self._config.busy_from), inner, replay(request.body, receive))
+            inner = _inner_scope(route, scope, checked.body, call.request_id)
+            await answer.run(self._app(call, ticket, route, model), inner, replay(checked.body, request.receive))
         finally:
             tickets.current.reset(token)
             ticket.close()
             call.status, call.error, call.client_left = answer.status, answer.error, answer.client_left
+        return not answer.is_for_others
+
+    def _app(self, call: Call, ticket: Ticket, route: ModelRoute, model: Model) -> ASGIApp:
+        """The model's front end, which it may have to wait for."""
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            call.frontend = frontend = await model.opened()
+            try:
+                _check_route(route, model, frontend)
+                ticket.check()
+            except GatewayError as refusal:
+                ticket.refuse(refusal)
+            else:
+                await frontend.app(self._config.busy_from)(scope, receive, send)
+
+        return app
 
     async def _account(self, call: Call, path: str) -> None:
         used = call.usage()
@@ -130,6 +187,16 @@ class Inference:
         if self._ledger is not None:
             self._ledger.add(_row(call, path, used))
         await call.settle()
+
+
+def _admission(model: Model) -> Admission:
+    assert model.frontend is not None  # noqa: S101  it has just made tokens of the prompt
+    return model.frontend.admission
+
+
+def _check_route(route: ModelRoute, model: Model, frontend: Frontend) -> None:
+    if route.path not in frontend.paths:
+        raise TaskNotSupported(f"The model `{model.config.id}` does not support {route.path}.", param="model")
 
 
 def _row(call: Call, path: str, used: Usage) -> Row:

@@ -1,23 +1,27 @@
-"""The models behind this gateway: which exist, which can answer, and the front end of each."""
+"""The models behind this gateway: which exist, under which names, which can answer, and the front end of each."""
 
 import asyncio
+import logging
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import ModelConfig
 from serve_app.fleet.watch import FleetWatch, State
 from serve_app.gateway.admission import AdmissionConfig
+from serve_app.gateway.aliases import Alias
 from serve_app.gateway.errors import ModelFailed, ModelLoading, ModelNotFound
 from serve_app.gateway.frontend import Frontend, open_frontend
 from serve_app.gateway.keys.caller import Caller
 from serve_app.ray_seam import Replicas
 from serve_app.replica.deployment import Description
 
-# Loading takes from half a minute to many; a client that asks this often costs nothing.
-RETRY_AFTER_S = 10
+logger = logging.getLogger("ray.serve")
+
 # While the replicas of a changed model take the place of the old ones.
 CHANGED_POLL_S = 1.0
 
@@ -33,6 +37,13 @@ class Model:
         self.description: Description | None = None
         self.broken = False
         """Whether no front end can be made of it."""
+        self._opened = asyncio.Event()
+        self._waking: asyncio.Task[None] | None = None
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it has no replicas while nobody asks for it, so that a request waits for one."""
+        return self.config.replicas.min == 0
 
     async def open(self, host: str, watch: FleetWatch, admission: AdmissionConfig) -> Frontend | None:
         """Wait for a replica with the model's settings and build the front end; returns the one before."""
@@ -41,7 +52,27 @@ class Model:
             self.config, self.handle, description, host=host, on_replica_lost=watch.wake, admission=admission
         )
         before, self.frontend, self.description = self.frontend, frontend, description
+        self._opened.set()
         return before
+
+    async def opened(self) -> Frontend:
+        """The front end, once there is one."""
+        while self.frontend is None:
+            await self._opened.wait()
+        return self.frontend
+
+    def wake(self) -> None:
+        """Have Serve start a replica, if there is none: any call that waits for one does."""
+        if self._waking is None:
+            self._waking = asyncio.create_task(self._wake())
+
+    async def _wake(self) -> None:
+        try:
+            await self.handle.describe.remote()
+        except (RayError, RayServeException) as error:
+            logger.warning("model %s does not wake up: %s", self.config.id, type(error).__name__)
+        finally:
+            self._waking = None
 
     async def _described(self, settings: dict[str, Any]) -> Description:
         while True:
@@ -51,10 +82,19 @@ class Model:
             await asyncio.sleep(CHANGED_POLL_S)
 
 
+class Name(NamedTuple):
+    """What clients may send as `model`."""
+
+    id: str
+    model: Model
+    """The model that it stands for; of an alias, the one with the most weight."""
+
+
 class Models:
     """All models of the service, the first being the default."""
 
-    def __init__(self, models: list[Model], watch: FleetWatch) -> None:
+    def __init__(self, models: list[Model], aliases: Mapping[str, Alias], watch: FleetWatch) -> None:
+        self.aliases = aliases
         self._watch = watch
         self.set(models)
 
@@ -65,20 +105,50 @@ class Models:
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
 
-    def visible(self, caller: Caller) -> list[Model]:
-        """The models that a caller may use."""
-        return [model for model in self if caller.may_use(model.config.id)]
+    def visible(self, caller: Caller) -> list[Name]:
+        """The names that a caller may use: models first, then aliases."""
+        names = [Name(name, model) for name, model in self._models.items()]
+        for name, alias in self.aliases.items():
+            targets = [target for target in alias.models if target in self._models]
+            if targets:
+                names.append(Name(name, self._models[max(targets, key=lambda target: alias.models[target])]))
+        return [name for name in names if caller.may_use(name.id)]
 
-    def get(self, name: str | None, caller: Caller) -> Model:
-        """The model of that id, or the first that the caller may use.
+    def get(self, name: str | None, caller: Caller) -> Name:
+        """The name that a caller sent, or the first that it may use.
 
         Raises:
             ModelNotFound: there is none, or it is out of the caller's scope: they look the same.
         """
-        found = next((model for model in self.visible(caller) if name in {None, model.config.id}), None)
+        found = next((each for each in self.visible(caller) if name in {None, each.id}), None)
         if found is None:
             raise ModelNotFound(name or "default")
         return found
+
+    def candidates(self, name: str | None, caller: Caller, conversation: Callable[[], bytes]) -> list[Model]:
+        """The models that may answer a request: the one that its name stands for, then what it falls back on.
+
+        The key's scope is that of names as clients send them: what an alias or a fallback leads to is the operator's
+        choice.
+
+        Args:
+            name: as the client sent it; None: it sent none.
+            caller: who asks.
+            conversation: what the request's conversation is known by.
+
+        Raises:
+            ModelNotFound: see `get`.
+        """
+        sent = self.get(name, caller)
+        alias = self.aliases.get(sent.id)
+        first = sent.model.config.id
+        if alias is not None and (chosen := alias.choose(conversation(), self._models)) is not None:
+            first = chosen
+        order = [first]
+        for following in order:
+            fallbacks = [self._models[following].config.fallback, alias.fallback if alias else None]
+            order += [each for each in fallbacks if each in self._models and each not in order]
+        return [self._models[each] for each in order]
 
     @property
     def gpu_available(self) -> bool:
@@ -92,10 +162,12 @@ class Models:
         replicas = self.replicas(model)
         if replicas.failed or model.broken:
             return State.FAILED
-        return State.READY if model.frontend is not None and replicas.running else State.LOADING
+        if model.frontend is not None and replicas.running:
+            return State.READY
+        return State.ASLEEP if model.sleeps and not replicas.target else State.LOADING
 
-    def ready(self, model: Model) -> Frontend:
-        """The model's front end.
+    def check(self, model: Model) -> None:
+        """See whether the model takes requests; one that sleeps, or wakes up, has them wait.
 
         Raises:
             ModelLoading: no replica can answer.
@@ -104,6 +176,5 @@ class Models:
         state = self.state(model)
         if state is State.FAILED:
             raise ModelFailed(model.config.id)
-        if model.frontend is None or state is not State.READY:
-            raise ModelLoading(model.config.id, RETRY_AFTER_S)
-        return model.frontend
+        if state is not State.READY and not model.sleeps:
+            raise ModelLoading(model.config.id)

@@ -16,9 +16,11 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import ModelConfig
 from serve_app.fleet.watch import FleetWatch
+from serve_app.gateway.aliases import read_aliases
 from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.frontend import Frontend
 from serve_app.gateway.models import Model, Models
+from serve_app.settings import ConfigError
 
 logger = logging.getLogger("ray.serve")
 
@@ -36,6 +38,7 @@ class Roster:
         self._opening: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._host = ""
+        self._arguments: dict[str, Any] | None = None
 
     async def run(self, host: str) -> None:
         """Runs until cancelled. `host`: this node's address."""
@@ -49,7 +52,17 @@ class Roster:
         if deployed is not None:
             settings = {name: each.settings for name, each in deployed.deployments.items()}
             self._follow({name: config for name, each in settings.items() if (config := _model(name, each))})
+            self._read_aliases(deployed.args)
         self._make_room()
+
+    def _read_aliases(self, arguments: dict[str, Any] | None) -> None:
+        if arguments is None or arguments == self._arguments:
+            return
+        self._arguments = arguments
+        try:
+            self._models.aliases = read_aliases(arguments.get("aliases"))
+        except ConfigError as error:  # the deployment that brought it has failed, and the one before still stands
+            logger.error("%s; the aliases stay as they were", error)
 
     def _follow(self, deployed: dict[str, ModelConfig]) -> None:
         """These models are deployed, by the names of their deployments."""
@@ -111,7 +124,9 @@ class Roster:
         """Let each model run as much as its replicas can compute, as this gateway's share of it."""
         for model in self._models:
             if model.frontend is not None:
-                seats = self._models.replicas(model).running * model.frontend.seats
+                # A model that sleeps gets its requests all the same, which wakes it.
+                running = max(self._models.replicas(model).running, model.sleeps)
+                seats = running * model.frontend.seats
                 model.frontend.admission.set_capacity(-(-seats // self._config.replicas))
 
 
@@ -129,4 +144,4 @@ def _model(deployment: str, settings: Any) -> ModelConfig | None:
 async def _close(frontend: Frontend | None, model: Model) -> None:
     if frontend is not None:
         await frontend.close(model.config.drain_timeout_s)
-    await model.handle.shutdown_async()
+    await model.handle.shutdown_async()  # type: ignore[no-untyped-call]

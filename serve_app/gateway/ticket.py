@@ -47,8 +47,9 @@ class Ticket:
 
     def __init__(
         self,
+        model: str,
         caller: Caller,
-        admission: Admission,
+        admission: Callable[[], Admission],
         reservation: Reservation,
         quota: Quota,
         *,
@@ -57,10 +58,12 @@ class Ticket:
         prompts: int,
         choices: int,
         available: Callable[[], bool],
+        before: "Ticket | None" = None,
     ) -> None:
         """Args:
+        model: the id of the model that it is for.
         caller: whose request it is.
-        admission: the model's.
+        admission: the model's, once its front end is there.
         reservation: of the caller's limits, with the request charged.
         quota: those limits.
         deadline: when the client must have its first token, in the event loop's time.
@@ -68,7 +71,9 @@ class Ticket:
         prompts: how many prompts are known to come; more can (texts to embed, pieces of speech).
         choices: answers to each prompt.
         available: whether the model has a replica that can answer.
+        before: that of the same request at another model, which had no place for it; its charge is not made again.
         """
+        self.model = model
         self.entries: list[Entry] = []
         self.refusal: GatewayError | None = None
         self.on_refusal: Callable[[GatewayError], None] | None = None
@@ -85,11 +90,24 @@ class Ticket:
         """The first choice of each prompt."""
         self._all_counted = asyncio.Event()
         self._entering: asyncio.Task[list[Slot]] | None = None
+        self._charged: int = before._charged if before is not None else 0
+        self._due = 0
+        """Tokens that this request comes to at this model, and those that it has been charged."""
 
     @property
     def begun(self) -> bool:
         """Whether any token has come."""
         return any(entry.tokens for entry in self.entries)
+
+    @property
+    def loading(self) -> bool:
+        """Whether it waits for the model's first replica."""
+        return not self._available()
+
+    @property
+    def deadline(self) -> float | None:
+        """When the client must have its first token, in the event loop's time; None: it does not say."""
+        return self._deadline
 
     @property
     def dispatched(self) -> float | None:
@@ -125,7 +143,7 @@ class Ticket:
     def check(self) -> None:
         """Raise Overloaded, where that is clear before the prompt has become tokens."""
         try:
-            self._admission.check(self._caller.id, self._caller.tier, self._deadline)
+            self._admission().check(self._caller.id, self._caller.tier, self._deadline)
         except Overloaded as refusal:
             self.refusal = refusal
             raise
@@ -136,9 +154,7 @@ class Ticket:
             self._fit(entry)
             slot = await self._enter(entry)
         except GatewayError as refusal:
-            self.refusal = self.refusal or refusal
-            if self.on_refusal is not None:
-                self.on_refusal(refusal)
+            self.refuse(refusal)
             # Raised here, it would pass through vLLM, which logs a traceback for each.
             await asyncio.Event().wait()
             raise
@@ -147,6 +163,12 @@ class Ticket:
         if slot is not None:
             entry.on_first_token = slot.first_token
             entry.on_close = lambda: slot.leave(entry.prompt_tokens + len(entry.tokens))
+
+    def refuse(self, refusal: GatewayError) -> None:
+        """Call the answer off."""
+        self.refusal = self.refusal or refusal
+        if self.on_refusal is not None:
+            self.on_refusal(refusal)
 
     def _fail(self) -> None:
         if self.on_refusal is not None:
@@ -180,19 +202,25 @@ class Ticket:
         """Once a request: charge all its prompts with all their choices, and wait for their places."""
         await self._all_counted.wait()
         entries = self._counted.values()
-        await self._reservation.reserve_tokens(sum(entry.prompt_tokens + self._choices * entry.most_tokens for entry in entries))
+        await self._charge(sum(entry.prompt_tokens + self._choices * entry.most_tokens for entry in entries))
         costs = [entry.prompt_tokens + entry.most_tokens for entry in entries for _ in range(self._choices)]
-        return await self._admission.enter(self._caller.id, self._caller.tier, costs, self._deadline)
+        return await self._admission().enter(self._caller.id, self._caller.tier, costs, self._deadline)
 
     async def _enter_late(self, entry: Entry) -> Slot | None:
         """Each of the prompts beyond those that were known to come is charged by itself."""
         cost = entry.prompt_tokens + entry.most_tokens
-        await self._reservation.reserve_tokens(cost)
+        await self._charge(cost)
         if entry.most_tokens:
-            return (await self._admission.enter(self._caller.id, self._caller.tier, [cost], self._deadline))[0]
+            return (await self._admission().enter(self._caller.id, self._caller.tier, [cost], self._deadline))[0]
         # Texts to embed are many, short and come at once: one place is enough.
         await self._together()
         return None
+
+    async def _charge(self, tokens: int) -> None:
+        self._due += tokens
+        if (missing := self._due - self._charged) > 0:
+            self._charged += missing
+            await self._reservation.reserve_tokens(missing)
 
     def _fit(self, entry: Entry) -> None:
         """Bound an answer whose length the client leaves open by what the key may use at all."""

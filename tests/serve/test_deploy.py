@@ -12,7 +12,7 @@ import openai
 import psutil
 import pytest
 
-from tests.serve.conftest import demo
+from tests.conftest import demo
 from tests.service import Service, running_service, wait_for
 
 pytestmark = pytest.mark.slow
