@@ -4,6 +4,8 @@
 PYTHON ?= python3
 EXTRA ?= auto
 BIN := .venv/bin
+# With it, each process of the service compiles anew all that it imports: half of a replica's start.
+unexport PYTHONDONTWRITEBYTECODE
 export COMPOSE_PROFILES ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 INSTALL = @$(PYTHON) -m cli.install --extra $(EXTRA)
 
@@ -16,7 +18,7 @@ install: ## build or repair .venv (EXTRA=cpu or EXTRA=gpu overrides what the mac
 run: install ## start the service and show when it is ready; Ctrl+C ends it
 	@exec $(BIN)/python -m cli.launcher $(ARGS)
 
-test: install ## all tests (ARGS='-k name' narrows them)
+test: install ## all tests but the slow ones, which ARGS='-m slow' runs (ARGS='-k name' narrows)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: install ## ruff and mypy, as CI runs them

@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.config import load_model
 from tests.models import write_embedding_model
-from tests.service import Service, running_service
+from tests.service import Service, launched_service
 
 # Keys of the service, with the options of `vllm-chat keys create`.
 KEYS: dict[str, list[str]] = {
@@ -37,7 +37,8 @@ def narrow() -> dict[str, Any]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Models: scripted (three replicas), demo, demo-2 (two replicas), demo-tp (tensor parallel 2), embed, narrow.
 
-    Its queues are short, and `narrow` computes one request at a time, so that tests can fill them.
+    Its queues are short, and `narrow` computes one request at a time, so that tests can fill them. It is started as by
+    `make run` and ended as by Ctrl+C; that nothing is left then is part of this fixture.
     """
     folder: Path = tmp_path_factory.mktemp("service")
     embed = write_embedding_model(folder / "embed")
@@ -55,6 +56,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         },
         narrow(),
     ]
-    gateway = {"admission": {"max_waiting": 20, "max_wait_s": 60}}
-    with running_service(folder, models, gateway=gateway, keys=KEYS) as running:
+    # Tests send many wrong keys, all from one address.
+    gateway = {"admission": {"max_waiting": 20, "max_wait_s": 60}, "keys": {"failures_per_minute": 0}}
+    with launched_service(folder, models, gateway=gateway, keys=KEYS) as running:
         yield running

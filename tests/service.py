@@ -4,12 +4,13 @@ import contextlib
 import os
 import random
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,13 @@ import httpx
 import psutil
 import yaml
 
+from cli.launcher import env_file
 from cli.launcher.service import environment
 
 T = TypeVar("T")
 START_S = 600
+END_S = 10
+"""In which `make run` ends, whatever ends it."""
 NOT_KEPT = httpx.Limits(max_keepalive_connections=0)
 
 
@@ -51,8 +55,13 @@ class Service:
     key: str
     process: psutil.Process
     log: Path
+    """What the service writes; the keys file and the ledger are beside it."""
+    output: Path
+    """What is shown to whoever has started it."""
     keys: dict[str, str] = field(default_factory=dict)
     """Keys of the keys file, by name."""
+    loading: frozenset[str] = frozenset()
+    """Models that are never ready."""
     variables: dict[str, str] = field(default_factory=dict)
     """Its environment."""
     _asker: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=10, limits=NOT_KEPT))
@@ -75,7 +84,7 @@ class Service:
     def takes(self, key: str) -> bool:
         """Whether a key opens the service. /metrics tells without using up the key's limits."""
         headers = {"authorization": f"Bearer {key}"}
-        return self._asker.get(f"{self.url}/metrics", headers=headers).status_code != 401
+        return self._asker.get(f"{self.url}/metrics", headers=headers).status_code in {200, 403}
 
     def processes(self, title: str = "") -> list[psutil.Process]:
         """The service's live processes whose command line contains `title`."""
@@ -127,10 +136,57 @@ class Service:
         raise AssertionError(f"no dashboard answers on {ports}")
 
     def ready(self) -> bool:
-        """Whether every model answers; fails the test at once if the service has ended."""
+        """Whether every model answers that ever will; fails the test at once if the service has ended."""
         if not alive(self.process):
-            raise AssertionError(f"the service ended:\n{self.log.read_text()[-4000:]}")
-        return self.health().get("status") == "ok"
+            raise AssertionError(f"the service ended:\n{self.output.read_text()[-4000:]}")
+        models = self.health().get("details", {}).get("models", [])
+        return bool(models) and {m["id"] for m in models if m["status"] != "ready"} == self.loading
+
+    def end(self, number: signal.Signals) -> int | None:
+        """Send a signal to the process that was started; its exit code, when nothing of the service is left."""
+        all_of_it = self.processes()
+        titles = ", ".join(map(command_line, all_of_it))
+        self.process.send_signal(number)
+        wait_for(lambda: not any(map(alive, all_of_it)), f"the end of {titles}", END_S)
+        return self.process.wait()
+
+
+@contextmanager
+def launched_service(
+    folder: Path,
+    models: list[dict[str, Any] | str],
+    *,
+    gateway: dict[str, Any] | None = None,
+    keys: dict[str, Sequence[str]] | None = None,
+    variables: dict[str, str] | None = None,
+) -> Iterator[Service]:
+    """Start the service as `make run` does in `folder`, wait until all models answer, and end it as Ctrl+C does.
+
+    The arguments are those of `running_service`.
+    """
+    port, run = free_port(), folder / ".run"
+    (folder / "serve_config.yaml").write_text(yaml.safe_dump(serve_config(port, models, gateway or {})))
+    run.mkdir()
+    own, made = files_of(run, keys or {})
+    output = folder / "output"
+    with output.open("wb") as stream:
+        process = psutil.Popen(
+            [sys.executable, "-m", "cli.launcher"],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**clean_environment(), **own, **(variables or {})},
+            start_new_session=True,
+        )
+    service = Service(f"http://127.0.0.1:{port}", "", process, run / "serve.log", output, made)
+    try:
+        wait_for(service.ready, "the service's start", START_S, every=1)  # asking costs what it waits for
+        service.key = env_file.read(folder / ".env")[env_file.KEY]
+        yield service
+    finally:
+        code = service.end(signal.SIGINT) if alive(process) else None
+    assert code in {0, None}
 
 
 @contextmanager
@@ -139,16 +195,18 @@ def running_service(
     models: list[dict[str, Any] | str],
     *,
     plain: bool = False,
+    loading: Collection[str] = (),
     gateway: dict[str, Any] | None = None,
     keys: dict[str, Sequence[str]] | None = None,
     variables: dict[str, str] | None = None,
 ) -> Iterator[Service]:
-    """Start the service with these models, wait until all of them answer, and end it with all its processes.
+    """Start `serve run` with these models, wait until all of them answer, and end it with all its processes.
 
     Args:
         folder: for its files.
         models: what it serves.
         plain: as `serve run` alone starts it, without the launcher's variables and without a key.
+        loading: models that will never answer.
         gateway: settings of the gateway.
         keys: names of keys, with the options of `vllm-chat keys create` for each.
         variables: environment of the service.
@@ -158,32 +216,36 @@ def running_service(
     config.write_text(yaml.safe_dump(serve_config(port, models, gateway or {})))
     key = "" if plain else secrets.token_hex(16)
     scratch = tempfile.TemporaryDirectory(prefix="vchat-", dir="/tmp")
-    own = {"RAY_TMPDIR": scratch.name} if plain else {**environment({}, folder), "PROXY_API_KEY": key}
-    own["XDG_STATE_HOME"] = str(folder / "state")
-    made = {name: make_key(folder / "keys.yaml", name, options) for name, options in (keys or {}).items()}
-    if made:
-        own["KEYS_FILE"] = str(folder / "keys.yaml")
+    ray = {"RAY_TMPDIR": scratch.name} if plain else {**environment({}, folder), "PROXY_API_KEY": key}
+    own, made = files_of(folder, keys or {})
     serve = Path(sys.executable).with_name("serve")
     supervise = [sys.executable, "-m", "cli.launcher.supervisor", folder / "ray_logs", serve, "run", config]
     log = folder / "serve.log"
     with log.open("wb") as output, scratch:
-        started = subprocess.Popen(
+        started = psutil.Popen(
             supervise,
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**clean_environment(), **own, **(variables or {})},
+            env={**clean_environment(), **ray, **own, **(variables or {})},
             start_new_session=True,
         )
+        service = Service(f"http://127.0.0.1:{port}", key, started, log, log, made, frozenset(loading), {**ray, **own})
         try:
-            service = Service(f"http://127.0.0.1:{port}", key, psutil.Process(started.pid), log, made, own)
-            wait_for(service.ready, "the service's start", START_S, every=1)  # asking costs what it waits for
+            wait_for(service.ready, "the service's start", START_S, every=1)
             yield service
             processes = {process: command_line(process) for process in service.processes()}
         finally:
             started.communicate(timeout=30)
     left = [line for process, line in processes.items() if alive(process)]
     assert left == [], f"processes outlived the service: {left}"
+
+
+def files_of(folder: Path, keys: dict[str, Sequence[str]]) -> tuple[dict[str, str], dict[str, str]]:
+    """The variables that put the service's files into a folder, and the keys that are made there, by name."""
+    made = {name: make_key(folder / "keys.yaml", name, options) for name, options in keys.items()}
+    variables = {"XDG_STATE_HOME": str(folder / "state")}
+    return variables | ({"KEYS_FILE": str(folder / "keys.yaml")} if made else {}), made
 
 
 def make_key(file: Path, name: str, options: Sequence[str]) -> str:
@@ -230,6 +292,7 @@ def free_port() -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what would steer the service."""
+    """The environment without what would steer the service, or have each of its processes compile all it imports."""
     steering = ("PROXY_API_KEY", "DEFAULT_MODEL", "TP_SIZE", "MAX_MODEL_LEN", "RAY_", "OPENAI_", "VLLM_", "HF_TOKEN")
+    steering += ("PYTHONDONTWRITEBYTECODE",)
     return {name: value for name, value in os.environ.items() if not name.startswith(steering)}

@@ -22,6 +22,7 @@ from serve_app.gateway.keys.keyring import Keyring
 from serve_app.gateway.limits.limiter import Holder, Quota
 from serve_app.gateway.limits.requests import RequestLimits
 from serve_app.gateway.models import Models
+from serve_app.gateway.policy.check import Policy
 from serve_app.gateway.replies import JSON, send_bytes, send_error, style_of
 from serve_app.gateway.routes import (
     HEALTH,
@@ -52,11 +53,10 @@ class GatewayApp:
     """Of a key without limits of its own."""
     inference: Inference
     """Answers the model routes."""
+    policy: Policy
     usage: UsageReports
     registries: list[CollectorRegistry]
     """The gateway's own metrics."""
-    sees_clients: bool
-    """Whether connections come from clients themselves and not from a proxy."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -83,11 +83,12 @@ class GatewayApp:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send, request_id: str, calls: list[Call]) -> None:
         path: str = scope["path"]
+        self.policy.check_head(scope["raw_path"] + scope["query_string"], scope["headers"])
         if path == HEALTH:
             _require(scope, "GET", "HEAD")
             health = reports.health(self.models)
             return await _send_json(send, health, status=200 if health.status in {"ok", "degraded"} else 503)
-        address = scope["client"][0] if self.sees_clients and scope.get("client") else ""
+        address = scope["client"][0] if scope.get("client") else ""
         caller = self.keyring.authenticate(scope["headers"], address)
         if path == METRICS:
             _require(scope, "GET", "HEAD")

@@ -4,7 +4,7 @@ import asyncio
 
 from starlette.types import Message, Receive
 
-from serve_app.gateway.errors import TooLarge
+from serve_app.gateway.errors import RequestTooSlow, TooLarge
 
 DISCONNECT: Message = {"type": "http.disconnect"}
 
@@ -13,13 +13,22 @@ class ClientLeft(Exception):
     """The client closed the connection before its request was whole."""
 
 
-async def read_body(receive: Receive, limit: int) -> bytes:
+async def read_body(receive: Receive, limit: int, limit_s: float) -> bytes:
     """The whole body.
 
     Raises:
         TooLarge: it is over `limit` bytes.
+        RequestTooSlow: it is not whole within `limit_s` seconds; 0: it has any time.
         ClientLeft: it ended early.
     """
+    try:
+        async with asyncio.timeout(limit_s or None):
+            return await _read(receive, limit)
+    except TimeoutError:
+        raise RequestTooSlow("The body of the request", limit_s) from None
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:

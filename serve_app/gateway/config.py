@@ -24,9 +24,9 @@ class GatewayConfig(Closed):
     """Logical CPUs that one gateway reserves."""
     max_ongoing_requests: PositiveInt = 4096
     """Open requests a gateway holds at once."""
-    busy_from: PositiveInt = 8
-    """A chunk of a stream carries one token more for each so many open requests of its model: at most four tokens, and
-    fewer where one of them would wait more than 0.1 s for the others."""
+    busy_from: PositiveInt = 6
+    """A chunk of a stream carries one token more for each so many open requests of its model: at most eight tokens, and
+    fewer where one of them would wait more than 0.06 s for the others."""
     keys: KeysConfig = KeysConfig()
     """Who may use the service."""
     limits: LimitsConfig = LimitsConfig()

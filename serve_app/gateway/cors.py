@@ -4,15 +4,17 @@ Source: https://fetch.spec.whatwg.org/#http-cors-protocol. Keys travel in header
 allows credentials.
 """
 
+import os
 import re
 from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.gateway.errors import Headers
+from serve_app.gateway.headers import COMMON
 from serve_app.settings import ConfigError
 
-_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^\s/?#@*,A-Z]+)")
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^\s/?#@*,'\"\\A-Z]+)")
 _DEFAULT_PORT = {"http": ":80", "https": ":443"}
 
 ALLOWED_HEADERS = (
@@ -49,6 +51,7 @@ EXPOSED_HEADERS = (
     "x-request-id",
     "retry-after",
     "retry-after-ms",
+    "x-should-retry",
     *(f"x-ratelimit-{part}-{unit}" for unit in ("requests", "tokens") for part in ("limit", "remaining", "reset")),
     "ratelimit",
     "ratelimit-policy",
@@ -71,6 +74,14 @@ def parse_origins(text: str) -> frozenset[bytes]:
     return frozenset(_origin(part.strip()) for part in text.split(",") if part.strip())
 
 
+def early_origins() -> frozenset[bytes]:
+    """The origins of $CORS_ORIGINS, for what runs before the application; none where it will refuse them."""
+    try:
+        return parse_origins(os.environ.get("CORS_ORIGINS", ""))
+    except ConfigError:
+        return frozenset()
+
+
 class Cors:
     """The outermost layer of the gateway: answers preflights, and marks every answer to a known origin."""
 
@@ -82,22 +93,33 @@ class Cors:
         if scope["type"] != "http" or not self._origins:
             return await self._app(scope, receive, send)
         names = dict(scope["headers"])
-        origin = names.get(b"origin")
-        known: Headers = [(b"access-control-allow-origin", origin)] if origin in self._origins else []
-        if scope["method"] == "OPTIONS" and origin is not None and b"access-control-request-method" in names:
-            return await _answer_preflight(send, known)
+        if scope["method"] == "OPTIONS" and b"origin" in names and b"access-control-request-method" in names:
+            return await _answer_preflight(send, _allowed(scope["headers"], self._origins))
 
         def sending(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                marks = [*known, EXPOSE, VARY] if known else [VARY]
+                marks = marks_of(scope["headers"], self._origins)
                 message = {**message, "headers": [*message.get("headers", ()), *marks]}
             return send(message)
 
         await self._app(scope, receive, sending)
 
 
+def marks_of(headers: Headers, origins: frozenset[bytes]) -> Headers:
+    """What the answer to a request with these headers says to browsers; nothing where CORS is off."""
+    if not origins:
+        return []
+    known = _allowed(headers, origins)
+    return [*known, EXPOSE, VARY] if known else [VARY]
+
+
+def _allowed(headers: Headers, origins: frozenset[bytes]) -> Headers:
+    origin = dict(headers).get(b"origin")
+    return [(b"access-control-allow-origin", origin)] if origin in origins else []
+
+
 async def _answer_preflight(send: Send, known: Headers) -> None:
-    headers = [*known, *PREFLIGHT, VARY] if known else [VARY]
+    headers = [*COMMON, *known, *PREFLIGHT, VARY] if known else [*COMMON, VARY]
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
 

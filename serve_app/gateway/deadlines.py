@@ -15,8 +15,10 @@ LONGEST_MS = 24 * 60 * 60 * 1000
 
 
 class DeadlinesConfig(Closed):
-    """Deadlines of one answer, in seconds; 0 switches one off."""
+    """Deadlines of one request, in seconds; 0 switches one off."""
 
+    body_s: float = Field(default=30, ge=0)
+    """From the head of a request to the end of its body."""
     first_token_s: float = Field(default=60, ge=0)
     """From the dispatch to a replica to the first token."""
     between_tokens_s: float = Field(default=60, ge=0)

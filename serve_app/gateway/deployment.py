@@ -30,7 +30,7 @@ from serve_app.gateway.policy.check import Policy
 from serve_app.gateway.roster import Roster
 from serve_app.ledger.usage import UsageReports
 from serve_app.ledger.writer import Ledger, open_ledger
-from serve_app.ray_seam import behind_haproxy, listen_on_node_address
+from serve_app.ray_seam import listen_on_node_address
 
 logger = logging.getLogger("ray.serve")
 
@@ -58,6 +58,7 @@ class Gateway:
         self._keyring = Keyring(config.keys)
         self._limits = RequestLimits(_open_limiter(config, limiter, registry), config.limits.lease_s)
         self._ledger = open_ledger(config.ledger)
+        policy = Policy(config.policy, _cache_secret())
         registries = [registry, self._keyring.metrics, *([self._ledger.metrics] if self._ledger else [])]
         self._app = Cors(
             GatewayApp(
@@ -65,10 +66,10 @@ class Gateway:
                 keyring=self._keyring,
                 limits=self._limits,
                 quota=config.limits.quota(),
-                inference=Inference(self._models, Policy(config.policy, _cache_secret()), self._ledger, config),
+                inference=Inference(self._models, policy, self._ledger, config),
+                policy=policy,
                 usage=UsageReports(self._ledger),
                 registries=registries,
-                sees_clients=not behind_haproxy(),
             ),
             parse_origins(os.environ.get("CORS_ORIGINS", "")),
         )

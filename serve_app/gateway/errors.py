@@ -20,6 +20,7 @@ GatewayError
         InvalidImageURL       400  media that is not in the request itself
         InvalidImage          400  an image that cannot be read, or is too large
         InvalidContent        400  text that would stand for media
+        RequestTooSlow        400  the head or the body did not come in time
     Unprocessable       422  the body is well formed, but what it refers to cannot be used
     TooLarge            413  the body is over the limit
     UnsupportedMedia    415  a content type or encoding that the route does not take
@@ -29,6 +30,7 @@ GatewayError
     ModelLoading        503  no replica of the model can answer yet
     ModelFailed         503  the replicas of the model do not start
     Overloaded          503  the model has no place for the request, or none in time
+    GatewayUnavailable  503  no gateway answers
     DeadlineExceeded    504  the answer took longer than a deadline allows
     UsageUnavailable    503  the usage ledger's database does not answer
 """
@@ -143,6 +145,15 @@ class ContextLengthExceeded(BadRequest):
     code = "context_length_exceeded"
 
 
+class RequestTooSlow(BadRequest):
+    """No 408, as with `DeadlineExceeded`."""
+
+    code = "request_timeout"
+
+    def __init__(self, what: str, limit_s: float) -> None:
+        super().__init__(f"{what} did not come within {limit_s:g} seconds.", headers=[("x-should-retry", "false")])
+
+
 class Unprocessable(GatewayError):
     status, type, code = 422, "invalid_request_error", "invalid_value"
 
@@ -207,6 +218,18 @@ class Overloaded(GatewayError):
         )
 
 
+class GatewayUnavailable(GatewayError):
+    """No gateway answers: the service is starting, or one has died with the request."""
+
+    status, type, code = 503, "service_unavailable_error", "gateway_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The service does not answer now; it may be starting or restarting. Try again in a second.",
+            headers=[("retry-after", "1")],
+        )
+
+
 class UsageUnavailable(GatewayError):
     status, type, code = 503, "server_error", "usage_unavailable"
 
@@ -219,5 +242,7 @@ class DeadlineExceeded(GatewayError):
 
     status, type, code = 504, "server_error", "timeout"
 
-    def __init__(self, what: str, limit_s: float) -> None:
-        super().__init__(f"{what} took longer than {limit_s:g} seconds.", headers=[("x-should-retry", "false")])
+    def __init__(self, what: str, limit_s: float | None = None) -> None:
+        """`limit_s`: None: it is not known here."""
+        limit = "the service allows" if limit_s is None else f"{limit_s:g} seconds"
+        super().__init__(f"{what} took longer than {limit}.", headers=[("x-should-retry", "false")])

@@ -102,8 +102,8 @@ class Inference:
 
     async def _answer(self, call: Call, route: ModelRoute, scope: Scope, receive: Receive, send: Send) -> None:
         headers = scope["headers"]
-        self._policy.check_headers(route, headers)
-        body = await read_body(receive, self._policy.body_limit(route))
+        self._policy.check_content(route, headers)
+        body = await read_body(receive, self._policy.body_limit(route), self._config.deadlines.body_s)
         read = asyncio.get_running_loop().time()
         asked = await self._policy.read(route, headers, body)
         # Before all else, which could tell a model out of the key's scope from one that is not there.

@@ -276,6 +276,25 @@ def stub(folder: Path, name: str, script: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("gpus", "options", "locks"),
+    [
+        (0, [], ("cpu.txt", "dev.txt")),
+        (2, [], ("gpu.txt", "dev.txt")),
+        (2, ["--extra", "cpu"], ("cpu.txt", "dev.txt")),
+        (0, ["--extra", "gpu", "--peers"], ("gpu.txt", "dev.txt", "peers.txt")),
+    ],
+)
+def test_gpus_decide_what_is_installed_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, options: list[str], locks: tuple[str, ...]
+) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr(installer, "nvidia_gpus", lambda: gpus)
+    monkeypatch.setattr(installer, "install", lambda plan, progress: plans.append(plan))
+    assert installer.main(["--root", str(tmp_path), *options]) == 0
+    assert plans == [Plan(tmp_path, locks[0].removesuffix(".txt"), locks)]
+
+
+@pytest.mark.parametrize(
     ("script", "gpus"),
     [
         ("echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'", 1),

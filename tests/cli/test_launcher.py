@@ -297,6 +297,30 @@ def test_the_line_of_the_model_check_is_passed_on(checkout: Checkout) -> None:
     assert not (checkout.folder / "environment.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        (
+            "/no/such/model",
+            "no model '/no/such/model': it is no directory and no hub id, and configs/models has: demo, ",
+        ),
+        ("llama-3.1-8b", "models need more GPUs (llama-3.1-8b 1) than this machine has (0): choose another model, or "),
+    ],
+    ids=["missing", "needs a GPU"],
+)
+def test_a_model_that_cannot_be_served_here_is_named_before_anything_starts(
+    checkout: Checkout, model: str, line: str
+) -> None:
+    shutil.copy(ROOT / "serve_config.yaml", checkout.folder)
+    checkout.arguments[2:4] = []  # the check that comes with the launcher
+    checkout.variables |= {"DEFAULT_MODEL": model, "CUDA_VISIBLE_DEVICES": ""}
+    ended = checkout.run()
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"make run: {line}")
+    assert len(ended.stderr.splitlines()) == 1
+    assert not (checkout.folder / "environment.json").exists()
+
+
 def test_the_model_check_is_told_the_gpus_of_the_machine(checkout: Checkout) -> None:
     checkout.variables["CUDA_VISIBLE_DEVICES"] = ""
     ended = checkout.run("--check", """sh -c 'echo "$0 $*" >&2; exit 1'""")

@@ -1,4 +1,5 @@
-"""A service that clients reach without a proxy, with short deadlines and a page that may call it."""
+"""A service that clients reach without a proxy, with short deadlines, a page that may call it, and a model that never
+gets the CPUs that it asks for."""
 
 import json
 from collections.abc import Iterator
@@ -8,9 +9,11 @@ import httpx
 import pytest
 
 from tests.conftest import demo
+from tests.serve.raw_http import exchange
 from tests.serve.refusals import CHAT, MARK, PATH, assert_ours, chat, content, post, refusal
 from tests.serve.test_conformance import VERSIONS, play
 from tests.service import Service, running_service
+from tests.unit.policy.door import LEAST
 
 PAGE = "https://chat.example.com"
 FAILURES = 5
@@ -23,13 +26,36 @@ GATEWAY = {
 @pytest.fixture(scope="module")
 def direct(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     variables = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "CORS_ORIGINS": PAGE}
-    model = demo("scripted", engine="scripted")
-    with running_service(tmp_path_factory.mktemp("direct"), [model], gateway=GATEWAY, variables=variables) as service:
+    models: list[dict[str, Any] | str] = [
+        demo("scripted", engine="scripted"),
+        demo("starting", engine="scripted", num_cpus=10_000),
+    ]
+    folder = tmp_path_factory.mktemp("direct")
+    with running_service(folder, models, loading=["starting"], gateway=GATEWAY, variables=variables) as service:
         yield service
 
 
 def said(directives: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": f"[[answer: one two three]] {directives}"}]}
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/completions", "/v1/responses", "/v1/embeddings", "/api/chat", "/tokenize"])
+def test_a_model_that_is_starting_answers_503_at_once(direct: Service, path: str) -> None:
+    response = direct.http.post(path, json={**LEAST[path], "model": "starting"})
+    assert refusal(response) == (503, "model_loading", None)
+    assert response.headers["retry-after"] == "10"
+
+
+def test_health_tells_which_model_is_starting(direct: Service) -> None:
+    response = httpx.get(f"{direct.url}/api/healthz")
+    health = response.json()
+    assert (response.status_code, health["status"]) == (200, "degraded")
+    assert (health["model_loaded"], health["upstream_healthy"]) == (True, False)
+    assert {model["id"]: (model["status"], model["replicas"]["running"]) for model in health["details"]["models"]} == {
+        "scripted": ("ready", 1),
+        "starting": ("loading", 0),
+    }
+    assert [model["id"] for model in direct.http.get("/v1/models").json()["data"]] == ["scripted", "starting"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -108,6 +134,11 @@ def test_headers_that_are_too_large_are_refused(direct: Service) -> None:
     assert refusal(post(direct, json.dumps(CHAT).encode(), **headers)) == (431, "headers_too_large", None)
 
 
+def test_what_is_not_http_as_it_should_be_is_refused_here_too(direct: Service) -> None:
+    answer = exchange(direct.url, b"GET /v1/models HTTP/1.1\r\n\r\n")
+    assert (refusal(answer.response), answer.closed) == ((400, "invalid_value", None), True)
+
+
 @pytest.mark.parametrize("given", ["mine", MARK])
 def test_the_id_is_the_services_here_too(direct: Service, given: str) -> None:
     response = post(direct, json.dumps(CHAT).encode(), x_request_id=given)
@@ -118,8 +149,11 @@ def test_the_id_is_the_services_here_too(direct: Service, given: str) -> None:
 def test_guessing_keys_is_slowed_down_and_a_right_key_is_not(direct: Service) -> None:
     """The last test here: until the minute is over every wrong key gets this answer."""
     wrong = {"authorization": f"Bearer sk-{MARK}"}
-    while refusal(answer := httpx.get(f"{direct.url}/v1/models", headers=wrong)) == (401, "invalid_api_key", None):
-        pass
+    answers = (
+        httpx.get(f"{direct.url}/v1/models", headers={**wrong, "x-forwarded-for": f"10.0.0.{number}"})
+        for number in range(3 * FAILURES)
+    )
+    answer = next(answer for answer in answers if refusal(answer) != (401, "invalid_api_key", None))
     assert refusal(answer) == (429, "invalid_api_key", None)
     assert 1 <= int(answer.headers["retry-after"]) <= 60
     assert answer.headers["x-should-retry"] == "false"

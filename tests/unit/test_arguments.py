@@ -37,8 +37,9 @@ def test_vllm_reads_a_list_of_objects() -> None:
 
 @pytest.mark.parametrize(("nodes", "backend"), [(1, None), (2, "ray")])
 def test_vllm_uses_its_ray_executor_over_several_nodes_only(nodes: int, backend: str | None) -> None:
-    arguments = parse_arguments(model(device="gpu", tensor_parallel_size=2, nodes=nodes))
-    assert (arguments.tensor_parallel_size, arguments.distributed_executor_backend) == (2, backend)
+    arguments = parse_arguments(model(device="gpu", tensor_parallel_size=2, pipeline_parallel_size=3, nodes=nodes))
+    assert (arguments.tensor_parallel_size, arguments.pipeline_parallel_size) == (2, 3)
+    assert arguments.distributed_executor_backend == backend
 
 
 @pytest.mark.parametrize(

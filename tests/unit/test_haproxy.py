@@ -3,53 +3,18 @@
 import asyncio
 import json
 import socket
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
-from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
-from ray.serve.config import HTTPOptions
 
-from cli.launcher.service import SERVE
 from serve_app.gateway.haproxy import UnknownTemplate, configure
-from tests.service import free_port, wait_for
+from tests.haproxy import haproxy, written_by_ray
+from tests.serve.refusals import assert_ours
+from tests.service import free_port
 
-OURS = SERVE["RAY_SERVE_HAPROXY_BINARY_PATH"]
-
-
-def written_by_ray(folder: Path, port: int, *servers: int, host: str = "127.0.0.1") -> Path:
-    """Serve's configuration, with backends of the application at these ports."""
-    config = HAProxyConfig(
-        http_options=HTTPOptions(host=host, port=port),
-        socket_path=str(folder / "admin.sock"),
-        metrics_socket_path=str(folder / "metrics.sock"),
-        server_state_base=str(folder),
-        server_state_file=str(folder / "state"),
-        stats_port=free_port(),
-        metrics_port=free_port(),
-        has_received_routes=True,
-        has_received_servers=True,
-    )
-    targets = [ServerConfig(name=f"gateway-{target}", host="127.0.0.1", port=target) for target in servers]
-    backend = BackendConfig(name="chat", path_prefix="/", app_name="chat", servers=targets)
-    file = folder / "haproxy.cfg"
-    (folder / "state").touch()
-    HAProxyApi(config, {"chat": backend} if servers else {}, str(file))._generate_config_file_internal()
-    return file
-
-
-@contextmanager
-def haproxy(file: Path, port: int) -> Iterator[None]:
-    process = subprocess.Popen([OURS, "-db", "-f", str(file)], stderr=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: _listens(port), "HAProxy's port")
-        yield
-    finally:
-        process.kill()
-        process.wait()
+PAGE = "https://chat.example.com"
 
 
 class Gateway:
@@ -115,6 +80,56 @@ def test_what_no_gateway_answers_has_the_shape_of_all_errors(tmp_path: Path, bac
 
 
 @pytest.mark.parametrize("backends", [0, 1], ids=["no application", "no gateway"])
+def test_pages_may_read_what_no_gateway_answers(tmp_path: Path, backends: int) -> None:
+    port = free_port()
+    file = written_by_ray(tmp_path, port, *(free_port() for _ in range(backends)))
+    with haproxy(file, port, CORS_ORIGINS=f"{PAGE}, http://[::1]:3000"):
+        for path in ("/v1/models", "/-/routes", "/-/healthz"):
+            for origin in (PAGE, "http://[::1]:3000", "https://example.com", f"{PAGE}.example.org"):
+                answer = httpx.get(f"http://127.0.0.1:{port}{path}", headers={"origin": origin})
+                allowed = [origin] if origin in {PAGE, "http://[::1]:3000"} else []
+                assert answer.headers.get_list("access-control-allow-origin") == allowed
+                assert answer.headers.get_list("vary") == ["Origin"]
+                assert ("retry-after" in answer.headers.get("access-control-expose-headers", "")) == bool(allowed)
+
+
+def test_without_pages_nothing_is_said_to_browsers(tmp_path: Path) -> None:
+    port = free_port()
+    with haproxy(written_by_ray(tmp_path, port), port):
+        answer = httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"origin": PAGE})
+    assert not {"access-control-allow-origin", "vary"} & set(answer.headers)
+
+
+async def test_the_health_check_has_the_shape_and_headers_of_all_answers(tmp_path: Path) -> None:
+    port, target = free_port(), free_port()
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        with haproxy(written_by_ray(tmp_path, port, target), port):
+            while (answer := await client.get("/-/healthz")).status_code == 200:
+                pass  # HAProxy has not looked yet
+            assert answer.json()["error"]["code"] == "gateway_unavailable"
+            assert_ours(answer)
+            async with await asyncio.start_server(Gateway(), "127.0.0.1", target):
+                while (answer := await client.get("/-/healthz")).status_code == 503:
+                    pass
+    assert (answer.status_code, answer.text) == (200, "success")
+    assert_ours(answer)
+
+
+def test_logs_have_no_query(tmp_path: Path) -> None:
+    port = free_port()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as log:
+        log.bind(("127.0.0.1", 0))
+        log.settimeout(10)
+        where = f"127.0.0.1:{log.getsockname()[1]}"
+        with haproxy(written_by_ray(tmp_path, port, free_port(), log=where), port):
+            httpx.get(f"http://127.0.0.1:{port}/v1/models?key=sk-secret")
+            while b"/v1/models" not in (line := log.recv(9000)):
+                pass  # what it says of its start
+    assert b'"GET /v1/models HTTP/1.1"' in line
+    assert b"sk-secret" not in line
+
+
+@pytest.mark.parametrize("backends", [0, 1], ids=["no application", "no gateway"])
 def test_serves_list_of_applications_is_no_route(tmp_path: Path, backends: int) -> None:
     port = free_port()
     with haproxy(written_by_ray(tmp_path, port, *(free_port() for _ in range(backends))), port):
@@ -134,8 +149,8 @@ def test_every_port_listens_where_the_service_does(tmp_path: Path, host: str, bo
 def test_configuring_twice_changes_nothing(tmp_path: Path) -> None:
     once = configure(written_by_ray(tmp_path, 8787, 9000).read_text())
     assert configure(once) == once
-    assert "splice" not in once
-    assert "errorfile" not in once
+    for gone in ("splice", "httplog", "errorfile 503", "3600s", "16384", 'text/plain string "Service'):
+        assert gone not in once
 
 
 @pytest.mark.parametrize("lost", ["frontend http_frontend", "option abortonclose", " if routes"])
@@ -147,10 +162,15 @@ def test_another_template_is_not_guessed_at(tmp_path: Path, lost: str) -> None:
 
 def test_the_template_still_has_what_is_changed(tmp_path: Path) -> None:
     config = written_by_ray(tmp_path, 8787, 9000).read_text()
-    for line in ("option splice-request", "option splice-response", "errorfile 503", "http-request return status 404"):
+    for line in (
+        "option splice-request",
+        "option splice-response",
+        "option httplog",
+        "errorfile 503",
+        "timeout client 3600s",
+        "tune.bufsize 16384",
+        'http-request return status 200 content-type text/plain string "success" if healthcheck backend_chat_server_up',
+        'http-request return status 503 content-type text/plain string "Service Unavailable" if healthcheck',
+        "http-request return status 404",
+    ):
         assert line in config
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

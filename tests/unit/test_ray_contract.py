@@ -9,11 +9,12 @@ import psutil
 import pytest
 import ray
 from ray import serve
-from ray.serve._private import constants, replica
+from ray.serve._private import constants, proxy, replica
 from ray.serve._private.build_app import build_app
 from ray.serve._private.client import ServeControllerClient
 from ray.serve._private.deploy_utils import deploy_args_to_deployment_info, get_deploy_args
 from ray.serve._private.http_util import RequestIdMiddleware, configure_http_middlewares
+from ray.serve._private.logging_utils import access_log_msg
 from ray.serve._private.request_router import replica_wrapper
 from ray.serve.schema import ApplicationDetails, DeploymentDetails, DeploymentSchema, ReplicaDetails
 
@@ -65,6 +66,12 @@ async def test_serves_server_listens_on_the_nodes_address_alone(monkeypatch: pyt
 def listening() -> set[tuple[str, int]]:
     sockets = [each for each in psutil.Process().net_connections("inet") if each.status == psutil.CONN_LISTEN]
     return {(each.laddr.ip.removeprefix("::ffff:"), each.laddr.port) for each in sockets}
+
+
+def test_serves_access_log_is_told_of_no_query() -> None:
+    assert list(inspect.signature(access_log_msg).parameters) == ["method", "route", "status", "latency_ms", "client"]
+    for source in (proxy.GenericProxy.proxy_request, replica.Replica._determine_http_route):
+        assert "query" not in inspect.getsource(source)
 
 
 def test_serve_takes_our_edge_and_answers_with_its_request_id() -> None:

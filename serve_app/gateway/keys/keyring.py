@@ -83,7 +83,7 @@ class Keyring:
         """Who sent a request with these headers.
 
         The key comes as `Authorization: Bearer <key>`, or as `x-api-key`, which Anthropic's clients send.
-        `address` is the client's, where it is known not to be a proxy's.
+        `address` is the client's; empty: it is not known.
 
         Raises:
             Unauthorized: no key, or not one that opens the service now; it does not tell which.

@@ -75,12 +75,15 @@ class Policy:
         self._secret = secret
         self._routes = table(config)
 
-    def check_headers(self, route: ModelRoute, headers: Headers) -> None:
-        """Raise HeadersTooLarge or UnsupportedMedia for headers that do not fit the route."""
-        size = sum(len(name) + len(value) + 4 for name, value in headers)
+    def check_head(self, target: bytes, headers: Headers) -> None:
+        """Raise HeadersTooLarge for a request target and headers that are too long, whatever the route."""
+        size = len(target) + sum(len(name) + len(value) + 4 for name, value in headers)
         if len(headers) > self._config.headers or size > self._config.header_bytes:
             most, count = self._config.header_bytes, self._config.headers
-            raise HeadersTooLarge(f"The request has more than {count} headers or {most} bytes of them.")
+            raise HeadersTooLarge(f"The request has more than {count} headers, or over {most} bytes before its body.")
+
+    def check_content(self, route: ModelRoute, headers: Headers) -> None:
+        """Raise UnsupportedMedia for a body that is not of the route's kind."""
         given = dict(headers)
         if given.get(b"content-encoding", b"identity").lower() != b"identity":
             raise UnsupportedMedia("Send the body as it is, without Content-Encoding.")

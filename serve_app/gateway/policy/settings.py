@@ -65,7 +65,7 @@ class PolicyConfig(Closed):
     body_bytes: PositiveInt = MiB
     """Largest JSON body; a model that takes media has `media.body_bytes`."""
     header_bytes: PositiveInt = 16 * 1024
-    """Largest block of request headers."""
+    """Largest head of a request: its target and its headers."""
     headers: PositiveInt = 100
     """Most request headers."""
     messages: PositiveInt = 1024

@@ -1,22 +1,17 @@
 """How a failed stream ends on the wire: over a real uvicorn and a real socket."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
-import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.gateway.deadlines import DeadlinesConfig
 from serve_app.gateway.headers import with_headers
 from serve_app.gateway.response import Answer
 from tests.unit.gateway.progress import Progress
+from tests.unit.gateway.server import ask, served
 from tests.unit.gateway.test_response import CANNOT_SEE, DONE, FAILED, TOKEN, app_sending, chunk
 
 
-@asynccontextmanager
-async def served(vllm: ASGIApp) -> AsyncIterator[int]:
-    """The port of a server that answers every request with what this app sends."""
+def answering_with(vllm: ASGIApp) -> ASGIApp:
+    """A gateway that answers every request with what this app sends."""
 
     async def nothing() -> None:
         return None
@@ -26,23 +21,7 @@ async def served(vllm: ASGIApp) -> AsyncIterator[int]:
         answer = Answer(sending, DeadlinesConfig(), Progress(), lambda: None, request_id="req-1", before_end=nothing)
         await answer.run(vllm, scope, receive)
 
-    server = uvicorn.Server(uvicorn.Config(gateway, host="127.0.0.1", port=0, lifespan="off", log_level="critical"))
-    task = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-        await asyncio.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    await task
-
-
-async def fetch(port: int) -> tuple[bytes, bytes]:
-    """Headers and body as they come, until the server closes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
-    answer = await asyncio.wait_for(reader.read(), 10)
-    writer.close()
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return head, body
+    return gateway
 
 
 def framed(body: bytes) -> bytes:
@@ -51,8 +30,9 @@ def framed(body: bytes) -> bytes:
 
 async def test_a_failed_stream_is_cut_after_the_error_event() -> None:
     app = app_sending(chunk(TOKEN), chunk(CANNOT_SEE), chunk(DONE), chunk(b"", False))
-    async with served(app) as port:
-        head, body = await fetch(port)
+    async with served(answering_with(app)) as port:
+        answer = await ask(port, b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
+    head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"\r\ntransfer-encoding: chunked" in head
     assert b"\r\ncache-control: no-store\r\n" in head

@@ -5,7 +5,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.gateway.cors import Cors, parse_origins
 from serve_app.gateway.errors import NotFound, Overloaded
-from serve_app.gateway.headers import with_headers
+from serve_app.gateway.headers import COMMON, with_headers
 from serve_app.gateway.replies import send_error
 from serve_app.settings import ConfigError
 
@@ -55,6 +55,7 @@ async def test_a_preflight_of_a_known_origin_needs_no_key_and_no_work() -> None:
     assert answer[b"access-control-max-age"] == b"600"
     assert answer[b"vary"] == b"Origin"
     assert b"access-control-allow-credentials" not in answer
+    assert set(COMMON) <= set(headers)
     allowed = answer[b"access-control-allow-headers"].split(b", ")
     assert {b"authorization", b"content-type", b"x-api-key", b"x-request-id", b"anthropic-version"} <= set(allowed)
     assert b"x-stainless-retry-count" in allowed
@@ -73,7 +74,7 @@ async def test_a_preflight_of_a_known_origin_needs_no_key_and_no_work() -> None:
     ],
 )
 async def test_an_unknown_origin_gets_no_permission(origin: bytes) -> None:
-    assert await preflight(origin) == (204, [(b"vary", b"Origin")], b"")
+    assert await preflight(origin) == (204, [*COMMON, (b"vary", b"Origin")], b"")
     status, headers, _ = await ask(Cors(refusing, ORIGINS), origin=origin)
     assert status == 404
     assert [pair for pair in headers if pair[0].startswith(b"access-control")] == []
@@ -87,7 +88,13 @@ async def test_error_answers_carry_cors_headers() -> None:
     assert headers.count((b"access-control-allow-origin", b"http://localhost:3000")) == 1
     assert headers.count((b"vary", b"Origin")) == 1
     exposed = dict(headers)[b"access-control-expose-headers"].split(b", ")
-    assert {b"x-request-id", b"retry-after", b"retry-after-ms", b"x-ratelimit-remaining-tokens"} <= set(exposed)
+    assert {
+        b"x-request-id",
+        b"retry-after",
+        b"retry-after-ms",
+        b"x-should-retry",
+        b"x-ratelimit-remaining-tokens",
+    } <= set(exposed)
     assert b"access-control-allow-methods" not in dict(headers)
 
 
@@ -131,6 +138,7 @@ def test_origins_are_read_exactly() -> None:
         "https://chat.example.com:443",
         "http://chat.example.com:80",
         "https://a.example https://b.example",
+        "https://a.example'",
     ],
 )
 def test_what_is_no_exact_origin_is_refused(text: str) -> None:

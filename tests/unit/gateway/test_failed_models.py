@@ -3,15 +3,27 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
 import pytest
 
 from serve_app.config import ModelConfig, load_model
 from serve_app.fleet.watch import FleetWatch
 from serve_app.gateway import reports
+from serve_app.gateway.api import GatewayApp
+from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.errors import GatewayError, ModelFailed, ModelLoading
+from serve_app.gateway.inference import Inference
+from serve_app.gateway.keys.keyring import Keyring, KeysConfig
+from serve_app.gateway.limits.limiter import Quota
+from serve_app.gateway.limits.memory import MemoryLimiter
+from serve_app.gateway.limits.requests import RequestLimits
 from serve_app.gateway.models import Model, Models
+from serve_app.gateway.policy.check import Policy
+from serve_app.gateway.policy.settings import PolicyConfig
+from serve_app.ledger.usage import UsageReports
 from serve_app.ray_seam import Replicas
 
+KEY = "a key of thirty-two characters.."
 LOADING, FAILED = Replicas(), Replicas(failed=True)
 ASLEEP, WAKING = Replicas(target=0), Replicas(target=1)
 
@@ -77,3 +89,38 @@ def test_requests_wait_for_a_model_that_sleeps_or_wakes_up_but_not_for_one_that_
     with pytest.raises(ModelFailed):
         models.check(failed)
     assert [model.status for model in reports.health(models).details.models] == ["asleep", "loading", "failed"]
+
+
+def client_of(models: Models) -> httpx.AsyncClient:
+    """A client of the gateway's own app, without Serve around it."""
+    policy = Policy(PolicyConfig(), b"secret")
+    app = GatewayApp(
+        models=models,
+        keyring=Keyring(KeysConfig(), {"PROXY_API_KEY": KEY}),
+        limits=RequestLimits(MemoryLimiter(30), 30),
+        quota=Quota(),
+        inference=Inference(models, policy, None, GatewayConfig()),
+        policy=policy,
+        usage=UsageReports(None),
+        registries=[],
+    )
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
+
+
+@pytest.mark.parametrize(
+    ("replicas", "code", "headers"),
+    [
+        (LOADING, "model_loading", {"retry-after": "10"}),
+        (FAILED, "model_failed", {"x-should-retry": "false"}),
+    ],
+)
+async def test_while_no_model_can_answer_requests_and_health_are_503(
+    replicas: Replicas, code: str, headers: dict[str, str]
+) -> None:
+    async with client_of(models_with(replicas)) as client:
+        health = await client.get("/api/healthz")
+        body = {"messages": [{"role": "user", "content": "Hi"}]}
+        answer = await client.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {KEY}"})
+    assert (health.status_code, health.json()["model_loaded"]) == (503, False)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, code)
+    assert headers.items() <= dict(answer.headers).items()

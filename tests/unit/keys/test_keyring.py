@@ -2,14 +2,16 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve_app.gateway.errors import BadRequest, GatewayError, Headers, InsufficientScope, TooManyAttempts, Unauthorized
+from serve_app.gateway.keys import failures
 from serve_app.gateway.keys.caller import Caller
+from serve_app.gateway.keys.failures import Failures
 from serve_app.gateway.keys.keyring import Keyring, KeysConfig
 from serve_app.gateway.keys.record import KeyRecord, Limits
 from serve_app.settings import ConfigError
@@ -279,6 +281,43 @@ def test_guessing_is_told_to_slow_down_and_locks_nobody_out(tmp_path: Path) -> N
     now[0] += 39.5
     with pytest.raises(Unauthorized):
         ring.authenticate(bearer("guess"), "10.0.0.1")
+
+
+def attempts(counted: Failures, addresses: Iterable[str]) -> list[bool]:
+    """Of one failure from each address in turn, which are told to slow down."""
+
+    def slowed(address: str) -> bool:
+        try:
+            counted.add(address, 1000.0)
+        except TooManyAttempts:
+            return True
+        return False
+
+    return [slowed(address) for address in addresses]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "slowed"),
+    [
+        (["10.0.0.1", "10.0.0.2", "10.0.0.1"], [False, False, True]),
+        (["2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "2001:db8:0:2::1"], [False, True, False]),
+        (["::ffff:10.0.0.1", "10.0.0.1", "::ffff:10.0.0.2"], [False, True, False]),
+        (["unknown", "a forged one"], [False, True]),
+    ],
+    ids=["IPv4", "IPv6 by its /64", "IPv4 in IPv6", "no address"],
+)
+def test_what_counts_as_one_address(addresses: list[str], slowed: list[bool]) -> None:
+    assert attempts(Failures(1), addresses) == slowed
+
+
+def test_who_has_very_many_addresses_is_slowed_down_too_and_takes_a_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(failures, "MOST_ADDRESSES", 2)
+    counted = Failures(1)
+    assert attempts(counted, [f"10.0.0.{number}" for number in range(5)]) == [False, False, False, True, True]
+    assert attempts(counted, ["10.0.0.0"]) == [True]
+    counted.add("10.0.0.9", 1060.0)  # the next minute
 
 
 def test_nothing_of_a_key_is_shown_by_what_stands_for_it(tmp_path: Path) -> None:

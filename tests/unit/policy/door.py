@@ -47,7 +47,8 @@ def check(
     """A body held against the policy, headers first."""
     policy = DEFAULT if config is None else Policy(config, b"secret")
     route = MODEL_ROUTES[path]
-    policy.check_headers(route, headers)
+    policy.check_head(path.encode(), headers)
+    policy.check_content(route, headers)
 
     async def read_and_check() -> Checked:
         return await policy.check(route, headers, body, await policy.read(route, headers, body), who or caller())

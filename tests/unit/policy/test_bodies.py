@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve_app.gateway.errors import GatewayError, Headers
+from serve_app.gateway.errors import GatewayError, Headers, HeadersTooLarge
+from serve_app.gateway.policy.check import Policy
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.replies import error_body
 from tests.unit.policy.door import CHAT, JSON, LEAST, caller, check, error_of
@@ -32,6 +33,16 @@ def answer(error: GatewayError) -> tuple[int, str, str | None]:
 def test_too_many_headers(headers: Headers) -> None:
     error = error_of(CHAT, HI % b"", headers=[*JSON, *headers])
     assert answer(error) == (431, "headers_too_large", None)
+
+
+def test_a_head_may_be_as_large_as_the_setting_says() -> None:
+    policy = Policy(PolicyConfig(header_bytes=100, headers=2), b"")
+    policy.check_head(b"/" * 50, [(b"name", b"v" * 42)])
+    with pytest.raises(HeadersTooLarge):
+        policy.check_head(b"/" * 51, [(b"name", b"v" * 42)])
+    policy.check_head(b"/", [(b"a", b""), (b"b", b"")])
+    with pytest.raises(HeadersTooLarge):
+        policy.check_head(b"/", [(b"a", b""), (b"b", b""), (b"c", b"")])
 
 
 @pytest.mark.parametrize(
