@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, PositiveInt, ValidationError, model_validator
@@ -37,6 +37,7 @@ OWNED_FLAGS = frozenset(
         "distributed_executor_backend",
         "headless",
         "host",
+        "lora_modules",
         "model",
         "model_tag",
         "mm_processor_cache_gb",
@@ -49,12 +50,16 @@ OWNED_FLAGS = frozenset(
 )
 
 
+ModelId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID, pattern=r"^[\w./:-]+$")]
+Source = Annotated[str, Field(min_length=1)]
+
+
 class ModelConfig(Closed):
     """One model and how its replicas run. Files of this form live in configs/models."""
 
-    id: str = Field(min_length=1, max_length=LONGEST_ID, pattern=r"^[\w./:-]+$")
+    id: ModelId
     """What clients send as `model`."""
-    source: str = Field(min_length=1)
+    source: Source
     """A hub id, a local directory, or `demo` (the small model that comes with the service)."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where it runs; auto: what the installed vLLM was built for."""
@@ -74,6 +79,8 @@ class ModelConfig(Closed):
     """Requests a replica takes at once; the engine core queues what it cannot run yet."""
     drain_timeout_s: float = Field(default=120, ge=0)
     """Seconds a replica that is being stopped may go on with the requests it has."""
+    adapters: dict[ModelId, Source] = Field(default={})
+    """LoRA adapters, each a model of its own: its id, and the local directory that its weights are in."""
     fallback: str | None = None
     """Id of the model that answers instead while this one loads, has failed or has no place (503)."""
     routing: Literal["prefix", "power_of_two"] = "prefix"
@@ -143,10 +150,11 @@ class ServiceConfig(Closed):
         models = [
             _override(entry if isinstance(entry, ModelConfig) else load_model(entry), environment) for entry in listed
         ]
-        if repeated := {m.id for m in models if sum(n.id == m.id for n in models) > 1}:
+        ids = [name for model in models for name in (model.id, *model.adapters)]
+        if repeated := {name for name in ids if ids.count(name) > 1}:
             raise ConfigError(f"models: {', '.join(sorted(repeated))} is listed more than once")
         if not default:
-            check_names(self.aliases, {model.id: model.fallback for model in models})
+            check_names(self.aliases, dict.fromkeys(ids) | {model.id: model.fallback for model in models})
         return models
 
 
@@ -175,11 +183,14 @@ def load_model(name: str) -> ModelConfig:
 
 
 def check_source(model: ModelConfig) -> None:
-    """Raise ConfigError if the model's weights are a local path that is not there."""
+    """Raise ConfigError if the weights of the model or of an adapter are a local path that is not there."""
     source = Path(model.source).expanduser()
     is_path = source.is_absolute() or model.source.startswith((".", "~"))
     if is_path and not (source / "config.json").is_file():
         raise ConfigError(f"model {model.id}: no model in directory {model.source}")
+    for name, folder in model.adapters.items():
+        if not (Path(folder).expanduser() / "adapter_config.json").is_file():
+            raise ConfigError(f"model {model.id}: adapters: {name}: no adapter in directory {folder}")
 
 
 def _read_model(file: Path) -> ModelConfig:

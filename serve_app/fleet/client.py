@@ -25,6 +25,7 @@ from serve_app.vllm_seam import (
     EngineCoreOutputs,
     EngineCoreRequest,
     FinishReason,
+    LoRARequest,
     MsgpackEncoder,
     SchedulerStats,
     SupportedTask,
@@ -32,8 +33,7 @@ from serve_app.vllm_seam import (
 
 logger = logging.getLogger("ray.serve")
 
-# A request moves at most twice: one that three replicas died with may be what killed them.
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 3  # a request that three replicas died with may be what killed them
 # How long the last tokens may trail the call that says they were sent.
 SETTLE_S = 5.0
 
@@ -115,6 +115,10 @@ class FleetClient(EngineCoreClient):
                 if output.finished:
                     del self._unread[output.request_id]
         return step
+
+    async def add_lora_async(self, lora_request: LoRARequest) -> bool:
+        """Nothing to load yet: each replica loads an adapter with the first request for it, which says where it is."""
+        return True
 
     async def reset_mm_cache_async(self) -> None:
         """Nothing to reset: the multimodal cache is off (see replica/arguments.py)."""

@@ -19,7 +19,7 @@ from serve_app.gateway.deadlines import client_deadline
 from serve_app.gateway.errors import GatewayError, ModelFailed, ModelLoading, Overloaded, TaskNotSupported
 from serve_app.gateway.frontend import Frontend
 from serve_app.gateway.keys.caller import Caller
-from serve_app.gateway.models import Model, Models
+from serve_app.gateway.models import Model, Models, Name
 from serve_app.gateway.policy.check import Asked, Policy, for_model
 from serve_app.gateway.replies import JSON, style_of
 from serve_app.gateway.response import CLIENT_LEFT, Answer
@@ -107,23 +107,23 @@ class Inference:
         read = asyncio.get_running_loop().time()
         asked = await self._policy.read(route, headers, body)
         # Before all else, which could tell a model out of the key's scope from one that is not there.
-        models = self._models.candidates(
+        names = self._models.candidates(
             asked.model, call.caller, lambda: conversation_of(call.caller.id, headers, asked.fields)
         )
-        call.model = models[0].config.id
+        call.model = names[0].id
         call.caller.require_endpoint(scope["path"])
         request = _Request(route, scope, receive, send, body, client_deadline(headers, call.started, read))
-        for model in models[:-1]:
-            if await self._ask(call, request, asked, model, last=False):
+        for name in names[:-1]:
+            if await self._ask(call, request, asked, name, last=False):
                 return
             asked = await self._policy.read(route, headers, body)  # the check has changed it
-        await self._ask(call, request, asked, models[-1], last=True)
+        await self._ask(call, request, asked, names[-1], last=True)
 
-    async def _ask(self, call: Call, request: _Request, asked: Asked, model: Model, *, last: bool) -> bool:
+    async def _ask(self, call: Call, request: _Request, asked: Asked, name: Name, *, last: bool) -> bool:
         """Have a model answer. False: it cannot now, and the client, which has been sent nothing, may ask another."""
         route, scope, headers = request.route, request.scope, request.scope["headers"]
-        call.model = model.config.id
-        asked, body = for_model(asked, headers, request.body, model.config.id)
+        model, call.model = name.model, name.id
+        asked, body = for_model(asked, headers, request.body, name.id)
         checked = await self._policy.check(route, headers, body, asked, call.caller)
         if not last and self._models.state(model) is not State.READY:
             model.wake()

@@ -87,7 +87,9 @@ class Name(NamedTuple):
 
     id: str
     model: Model
-    """The model that it stands for; of an alias, the one with the most weight."""
+    """Whose replicas answer; of an alias, those of the one with the most weight."""
+    parent: str | None = None
+    """Of a LoRA adapter, the id of the model that it adapts."""
 
 
 class Models:
@@ -101,17 +103,19 @@ class Models:
     def set(self, models: list[Model]) -> None:
         """These are the models from now on."""
         self._models = {model.config.id: model for model in models}
+        self._names = {name.id: name for model in models for name in _names(model)}
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
 
     def visible(self, caller: Caller) -> list[Name]:
-        """The names that a caller may use: models first, then aliases."""
-        names = [Name(name, model) for name, model in self._models.items()]
+        """The names that a caller may use: models and their adapters first, then aliases."""
+        names = list(self._names.values())
         for name, alias in self.aliases.items():
-            targets = [target for target in alias.models if target in self._models]
+            targets = {target: weight for target, weight in alias.models.items() if target in self._names}
             if targets:
-                names.append(Name(name, self._models[max(targets, key=lambda target: alias.models[target])]))
+                heaviest = max(targets, key=targets.__getitem__)
+                names.append(Name(name, self._names[heaviest].model))
         return [name for name in names if caller.may_use(name.id)]
 
     def get(self, name: str | None, caller: Caller) -> Name:
@@ -125,8 +129,8 @@ class Models:
             raise ModelNotFound(name or "default")
         return found
 
-    def candidates(self, name: str | None, caller: Caller, conversation: Callable[[], bytes]) -> list[Model]:
-        """The models that may answer a request: the one that its name stands for, then what it falls back on.
+    def candidates(self, name: str | None, caller: Caller, conversation: Callable[[], bytes]) -> list[Name]:
+        """What may answer a request: the one that its name stands for, then what it falls back on.
 
         The key's scope is that of names as clients send them: what an alias or a fallback leads to is the operator's
         choice.
@@ -141,14 +145,12 @@ class Models:
         """
         sent = self.get(name, caller)
         alias = self.aliases.get(sent.id)
-        first = sent.model.config.id
-        if alias is not None and (chosen := alias.choose(conversation(), self._models)) is not None:
-            first = chosen
-        order = [first]
+        chosen = alias.choose(conversation(), self._names) if alias else sent.id
+        order = [chosen or sent.model.config.id]
         for following in order:
-            fallbacks = [self._models[following].config.fallback, alias.fallback if alias else None]
-            order += [each for each in fallbacks if each in self._models and each not in order]
-        return [self._models[each] for each in order]
+            fallbacks = [self._names[following].model.config.fallback, alias.fallback if alias else None]
+            order += [each for each in fallbacks if each in self._names and each not in order]
+        return [self._names[each] for each in order]
 
     @property
     def gpu_available(self) -> bool:
@@ -178,3 +180,9 @@ class Models:
             raise ModelFailed(model.config.id)
         if state is not State.READY and not model.sleeps:
             raise ModelLoading(model.config.id)
+
+
+def _names(model: Model) -> Iterator[Name]:
+    yield Name(model.config.id, model)
+    for adapter in model.config.adapters:
+        yield Name(adapter, model, parent=model.config.id)

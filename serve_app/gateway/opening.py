@@ -13,6 +13,7 @@ EVENT_STREAM: Message = {
     "status": 200,
     "headers": [(b"content-type", b"text/event-stream; charset=utf-8")],
 }
+COMMENT: Message = {"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True}
 FAILURES = (b'data: {"error"', b"event: error")
 MAX_ERROR_BYTES = 1024 * 1024
 

@@ -85,7 +85,8 @@ def model_card(name: Name) -> ModelCard:
     return ModelCard(
         id=name.id,
         created=model.created,
-        root=model.config.source,
+        root=model.config.adapters.get(name.id, model.config.source),
+        parent=name.parent,
         max_model_len=model.frontend.max_model_len if model.frontend else None,
     )
 

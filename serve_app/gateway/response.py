@@ -15,13 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.gateway.body import receive_until
 from serve_app.gateway.deadlines import DeadlinesConfig, Progress, due_times
 from serve_app.gateway.errors import DeadlineExceeded, GatewayError, UpstreamFailed
-from serve_app.gateway.opening import EVENT_STREAM, FAILURES, Opening
+from serve_app.gateway.opening import COMMENT, EVENT_STREAM, FAILURES, Opening
 from serve_app.gateway.replies import Style, error_frame, send_error
 from serve_app.gateway.translate import internal_error
 
 logger = logging.getLogger("ray.serve")
 
-COMMENT: Message = {"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True}
 # The events after which a client counts a stream as complete.
 ENDS = (b"data: [DONE]", b"event: message_stop", b"event: response.completed", b"event: response.incomplete")
 CLIENT_LEFT = 499
@@ -59,8 +58,7 @@ class Answer:
         request_id: for the log, and for the message of a failure inside.
         style: whose error shape the client reads.
         streams: whether the client asks for a stream of events; it gets comments while the model loads.
-        elsewhere: whether another model can answer after this error. A client that has been sent nothing is not
-            told of it then.
+        elsewhere: whether another model can answer after this error; the client is then not told of it.
         before_end: awaited, perhaps more than once, before the client learns that the answer is over: it may
             send its next request at once, and should find its place free.
         """
@@ -70,10 +68,8 @@ class Answer:
         self._deadlines = deadlines
         self._progress = progress
         self._refusal = refusal
-        self._request_id = request_id
-        self._style = style
-        self._streams = streams
-        self._elsewhere = elsewhere
+        self._request_id, self._style = request_id, style
+        self._streams, self._elsewhere = streams, elsewhere
         self._before_end = before_end
         self._loop = asyncio.get_running_loop()
         self._begun = self._wrote = self._chunk = self._write_began = self._loop.time()

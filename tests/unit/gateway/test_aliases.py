@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from serve_app.config import ModelConfig, ServiceConfig
 from serve_app.fleet.watch import FleetWatch
+from serve_app.gateway import reports
 from serve_app.gateway.aliases import Alias, conversation_of, read_aliases
 from serve_app.gateway.errors import ModelNotFound
 from serve_app.gateway.keys.caller import Caller
@@ -33,7 +34,7 @@ def models(aliases: dict[str, Any], **fallbacks: str | None) -> Models:
 
 
 def candidates(of: Models, name: str | None, who: Caller = ALL, conversation: bytes = b"c") -> list[str]:
-    return [model.config.id for model in of.candidates(name, who, lambda: conversation)]
+    return [each.id for each in of.candidates(name, who, lambda: conversation)]
 
 
 def test_conversations_are_shared_out_by_weight_and_keep_their_model() -> None:
@@ -142,3 +143,20 @@ def test_what_belongs_to_one_conversation() -> None:
     assert conversation_of("k", named, {"prompt": "a"}) == conversation_of("k", named, {"prompt": "b", "user": "u"})
     assert conversation_of("k", [], {"user": "u", "prompt": "a"}) == conversation_of("k", [], {"user": "u"})
     assert conversation_of("k", [], [("prompt", "of a form")]) == conversation_of("k", [], {})
+
+
+def test_an_adapter_is_a_model_of_its_own_on_the_replicas_of_another() -> None:
+    config = ModelConfig(id="v1", source="acme/m", adapters={"law": "/law"}, fallback="v2")
+    handle: Any = SimpleNamespace(deployment_name="replica")
+    made = [Model(config, handle), Model(ModelConfig(id="v2", source="acme/m"), handle)]
+    of = Models(made, read_aliases({"chat": {"law": 1}}), cast("FleetWatch", {}))
+    assert [(name.id, name.parent) for name in of.visible(ALL)] == [
+        ("v1", None),
+        ("law", "v1"),
+        ("v2", None),
+        ("chat", None),
+    ]
+    assert candidates(of, "law", caller("law")) == ["law", "v2"]
+    assert candidates(of, "chat") == ["law", "v2"]
+    card = reports.model_card(of.get("law", ALL))
+    assert (card.id, card.root, card.parent) == ("law", "/law", "v1")
