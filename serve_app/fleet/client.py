@@ -16,8 +16,10 @@ import torch
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.fleet.channel import Header, TokenReceiver
+from serve_app.fleet.channel import SinkGone, TokenReceiver
+from serve_app.fleet.gauges import Gauges
 from serve_app.fleet.journal import Entry, Journal, TokensLost
+from serve_app.fleet.peers import Deployment, Limits, Peers
 from serve_app.fleet.routing import Balancer
 from serve_app.vllm_seam import (
     EngineCoreClient,
@@ -27,7 +29,6 @@ from serve_app.vllm_seam import (
     FinishReason,
     LoRARequest,
     MsgpackEncoder,
-    SchedulerStats,
     SupportedTask,
 )
 
@@ -57,32 +58,37 @@ class FleetClient(EngineCoreClient):
         replicas: DeploymentHandle[Any],
         host: str,
         tasks: tuple[SupportedTask, ...],
-        on_replica_lost: Callable[[], None],
+        *,
+        deployment: Deployment,
+        limits: Limits,
         admit: Callable[[Entry], Awaitable[None]],
     ) -> None:
         """Args:
         replicas: handle of the model's replica deployment.
         host: this node's address, where the token channel is bound.
         tasks: what the model can do, as its engine core says.
-        on_replica_lost: called whenever a call fails because its replica is gone.
+        deployment: those replicas as Serve sees them.
+        limits: what is expected of them.
         admit: awaited before a request goes out, in the context of whoever asks; it may take its time, and
             what it raises ends the request.
         """
         self.resources = _Resources()
         self.journal = Journal()
-        self.balancer = Balancer()
         self._generate = replicas.options(method_name="generate")
         self._tasks = tasks
-        self._on_replica_lost = on_replica_lost
+        self._deployment = deployment
         self._admit = admit
         self._receiver = TokenReceiver(host)
         self._encoder = MsgpackEncoder()
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         # Requests that the front end has neither read to the end nor given up.
         self._unread: dict[str, Entry] = {}
-        self._load: dict[str, SchedulerStats] = {}
+        self._gauges = Gauges()
         self._attempts: set[asyncio.Task[None]] = set()
+        self._peers = Peers(self.journal, deployment, limits, move=self._relocate, lost=self._take_back)
+        self._balancer = Balancer(self._peers.suspects)
         self._reader = asyncio.create_task(self._read())
+        self._overseer = asyncio.create_task(self._peers.run())
 
     async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
         return self._tasks
@@ -128,7 +134,7 @@ class FleetClient(EngineCoreClient):
 
     def shutdown(self, timeout: float | None = None) -> None:
         self.resources.engine_dead = True
-        for task in (self._reader, *self._attempts):
+        for task in (self._reader, self._overseer, *self._attempts):
             task.cancel()
         self._receiver.close()
 
@@ -148,20 +154,21 @@ class FleetClient(EngineCoreClient):
         """Have one replica carry the request to its end, or move it when that replica is gone."""
         request = entry.attempt_request()
         frames = [bytes(frame) for frame in self._encoder.encode(request)]  # type: ignore[arg-type]
-        hint = self.balancer.hint(request)
+        hint = self._balancer.hint(request)
         call = self._generate.remote(self._receiver.sink, request.request_id, frames, hint=hint)
         try:
             await call
             if await self._settled(entry):
-                self.balancer.learn(len(entry.tokens))
+                self._balancer.learn(len(entry.tokens))
                 return
             logger.warning("request %s: its last tokens were lost", request.request_id)
         except asyncio.CancelledError:
             call.cancel()  # type: ignore[no-untyped-call]
             raise
-        except RayActorError as error:
-            self._load.clear()
-            self._on_replica_lost()
+        except (RayActorError, SinkGone) as error:
+            self._gauges.clear()
+            self._peers.forget(entry.carrier)
+            self._deployment.wake()
             logger.warning("request %s: replica gone (%s)", request.request_id, type(error).__name__)
         except Exception:  # the boundary to Serve: whatever failed, this request ends and the others go on
             logger.exception("request %s failed in the replica", request.request_id)
@@ -185,11 +192,22 @@ class FleetClient(EngineCoreClient):
             return
         if (end := entry.exhausted()) is not None:
             self._end(entry, *end)
-        elif entry.attempt + 1 < MAX_ATTEMPTS and entry.resumable():
+        elif entry.attempt - entry.relocations + 1 < MAX_ATTEMPTS and entry.resumable():
             entry.next_attempt()
             self._start(entry)
         else:
             self._end(entry, FinishReason.ERROR)
+
+    def _take_back(self, entry: Entry) -> None:
+        """Move a request whose replica will not end the call by itself."""
+        if entry.task is not None:
+            entry.task.cancel()
+        self._move(entry)
+
+    def _relocate(self, entry: Entry) -> None:
+        """Move a request off a replica that is being stopped, which costs it none of its moves."""
+        entry.relocations += 1
+        self._take_back(entry)
 
     def _end(self, entry: Entry, finish_reason: FinishReason, stop_reason: int | None = None) -> None:
         """End a request in place of a replica."""
@@ -207,14 +225,13 @@ class FleetClient(EngineCoreClient):
     async def _read(self) -> None:
         while True:
             header, step = await self._receiver.receive()
-            step.outputs = [
-                output
-                for output, offset in zip(step.outputs, header.offsets, strict=True)
-                if self._accept(output, offset)
-            ]
-            if step.scheduler_stats is not None:
-                self._combine(header, step.scheduler_stats)
-            if step.outputs or step.scheduler_stats is not None:
+            self._peers.heard(header)
+            outputs = zip(step.outputs, header.offsets, strict=True)
+            step.outputs = [output for output, offset in outputs if self._accept(output, offset)]
+            if (stats := step.scheduler_stats) is not None:
+                self._balancer.report(header.replica, stats.num_running_reqs + stats.num_waiting_reqs)
+                self._gauges.combine(header.replica, stats)
+            if step.outputs or stats is not None:
                 self._outputs.put_nowait(step)
 
     def _accept(self, output: EngineCoreOutput, offset: int) -> bool:
@@ -226,24 +243,6 @@ class FleetClient(EngineCoreClient):
             self.journal.record(entry, output, offset)
         except TokensLost:
             logger.warning("request %s: tokens lost on the way", output.request_id)
-            if entry.task is not None:
-                entry.task.cancel()
-            self._move(entry)
+            self._take_back(entry)
             return False
         return True
-
-    def _combine(self, header: Header, stats: SchedulerStats) -> None:
-        """Turn one replica's gauges into the fleet's; its counters are increments and stand as they are."""
-        self._load[header.replica] = stats
-        self.balancer.report(header.replica, stats.num_running_reqs + stats.num_waiting_reqs)
-        if len(self._load) == 1:
-            return
-        loads = [(s.num_running_reqs, s.num_waiting_reqs, s.kv_cache_usage) for s in self._load.values()]
-        self._load[header.replica] = SchedulerStats(
-            num_running_reqs=stats.num_running_reqs,
-            num_waiting_reqs=stats.num_waiting_reqs,
-            kv_cache_usage=stats.kv_cache_usage,
-        )
-        running, waiting, usage = (sum(values) for values in zip(*loads, strict=True))
-        stats.num_running_reqs, stats.num_waiting_reqs = running, waiting
-        stats.kv_cache_usage = usage / len(loads)

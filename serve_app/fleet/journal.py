@@ -22,6 +22,7 @@ class Entry:
         "attempt",
         "base",
         "cached_tokens",
+        "carrier",
         "dispatched_at",
         "finish_reason",
         "finished",
@@ -31,6 +32,7 @@ class Entry:
         "on_error",
         "on_first_token",
         "read",
+        "relocations",
         "request",
         "task",
         "tokens",
@@ -56,6 +58,10 @@ class Entry:
         self.on_close: Callable[[], None] | None = None
         """Called once, when the request needs no replica any more."""
         self.attempt = 0
+        self.carrier: str | None = None
+        """The replica that has said it carries the present attempt."""
+        self.relocations = 0
+        """Moves off a replica that was being stopped."""
         self.base = 0
         self.finished = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -77,6 +83,7 @@ class Entry:
     def next_attempt(self) -> None:
         """Give up the present attempt: what it still sends is dropped."""
         self.attempt += 1
+        self.carrier = None
         self.base = len(self.tokens)
         if self.tokens:
             self.last_token_at = time.monotonic()
@@ -168,7 +175,11 @@ class Journal:
 
     def entry_of(self, output: EngineCoreOutput) -> Entry | None:
         """The open request that this output of a replica belongs to, if its attempt is the present one."""
-        request_id, _, attempt = output.request_id.rpartition("~")
+        return self.entry_at(output.request_id)
+
+    def entry_at(self, attempt_id: str) -> Entry | None:
+        """The open request whose present attempt has this id."""
+        request_id, _, attempt = attempt_id.rpartition("~")
         entry = self._entries.get(request_id)
         return entry if entry is not None and str(entry.attempt) == attempt else None
 

@@ -9,7 +9,7 @@ import hashlib
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from types import NoneType
 
 from serve_app.fleet.prefix import SharedPrefixes, block_hashes
@@ -83,9 +83,9 @@ class Balancer:
     Serve's router may run in a thread of its own.
     """
 
-    def __init__(self) -> None:
-        self.suspects: set[str] = set()
-        """Replicas that get no request now."""
+    def __init__(self, suspects: Set[str] = frozenset()) -> None:
+        """`suspects`: replicas that get no request, as it is whenever one is placed."""
+        self._suspects = suspects
         self._prefixes = SharedPrefixes()
         self._tokens: defaultdict[str, float] = defaultdict(float)
         self._requests: defaultdict[str, int] = defaultdict(int)
@@ -107,7 +107,7 @@ class Balancer:
     def order(self, hint: Hint, replicas: Sequence[str]) -> list[str]:
         with self._lock:
             self._place(hint, None)
-            loads = {replica: self._load(replica) for replica in replicas if replica not in self.suspects}
+            loads = {replica: self._load(replica) for replica in replicas if replica not in self._suspects}
             ranked = rank(loads, hint.cost, hint.key, hint.request_id)
             self._place(hint, ranked[0] if ranked else None)
         return ranked

@@ -44,9 +44,14 @@ class FleetWatch:
         self.deployed: Deployed | None = None
         """None: it has not answered yet."""
         self._woken = asyncio.Event()
+        self.looked = asyncio.Event()
+        """Set after the first look."""
 
     def __getitem__(self, deployment: str) -> Replicas:
         return self.deployed.deployments.get(deployment, Replicas()) if self.deployed else Replicas()
+
+    def of(self, deployment: str) -> "Watched":
+        return Watched(self, self.application, deployment)
 
     def wake(self) -> None:
         """Have a look now: a replica seems to be gone."""
@@ -60,6 +65,7 @@ class FleetWatch:
                 await asyncio.to_thread(self._poll)
             except (RayError, RayServeException) as error:
                 logger.warning("Serve's controller does not answer: %s", type(error).__name__)
+            self.looked.set()
             on_look()
             calm = self.deployed and all(each.running >= each.target for each in self.deployed.deployments.values())
             with contextlib.suppress(TimeoutError):
@@ -68,3 +74,21 @@ class FleetWatch:
     def _poll(self) -> None:
         self.gpu_available = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
         self.deployed = ray_seam.deployed(self.application) or self.deployed
+
+
+class Watched:
+    """One deployment of the fleet (see `fleet.peers.Deployment`)."""
+
+    def __init__(self, watch: FleetWatch, application: str, name: str) -> None:
+        self._watch = watch
+        self._application = application
+        self._name = name
+
+    def wake(self) -> None:
+        self._watch.wake()
+
+    def running(self) -> frozenset[str]:
+        return self._watch[self._name].ids
+
+    def kill(self, replica: str) -> bool:
+        return ray_seam.kill_replica(self._application, self._name, replica)

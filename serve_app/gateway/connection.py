@@ -122,7 +122,9 @@ class Connection(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         self._timer = None
-        if self._in_head:
+        if self._answering and not self._deaf:
+            self._expect_more()  # the head is of the next request
+        elif self._in_head:
             self._refuse(RequestTooSlow("The head of the request", READ_S))
         else:
             self.transport.close()

@@ -77,7 +77,8 @@ class Gateway:
         self._running.add_done_callback(_exit_on_error)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Serve's hook for an app that is built on the replica (see `ray.serve.ingress`)."""
+        """Serve's hook for an app that is built on the replica (see `ray.serve.ingress`); requests come after it."""
+        await self._models.warm()
         return self._app
 
     def __del__(self) -> None:

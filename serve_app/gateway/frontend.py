@@ -35,6 +35,7 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 from serve_app.config import ModelConfig
 from serve_app.fleet.client import FleetClient
 from serve_app.fleet.journal import Entry
+from serve_app.fleet.peers import Deployment, Limits
 from serve_app.gateway.admission import Admission, AdmissionConfig
 from serve_app.gateway.ticket import admit
 from serve_app.replica.arguments import parse_arguments
@@ -121,7 +122,7 @@ async def open_frontend(
     description: Description,
     *,
     host: str,
-    on_replica_lost: Callable[[], None],
+    deployment: Deployment,
     admission: AdmissionConfig,
 ) -> Frontend:
     """Build the front end of a model from what one of its replicas said of it."""
@@ -131,7 +132,8 @@ async def open_frontend(
     config: VllmConfig = pickle.loads(description.config)  # noqa: S301 - from our replica, by Serve
     # The replica's has the reasoning parser, which vLLM takes from a flag of its own when it builds the whole config.
     arguments.structured_outputs_config = config.structured_outputs_config
-    fleet = FleetClient(replicas, host, description.tasks, on_replica_lost, admit)
+    limits = Limits(model.watchdog.silent_s, model.drain_moves_per_s)
+    fleet = FleetClient(replicas, host, description.tasks, deployment=deployment, limits=limits, admit=admit)
     with _engine_core_is(fleet):
         engine = AsyncLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
     engine.renderer.start_mm_warmup_in_background()

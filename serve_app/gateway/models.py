@@ -1,6 +1,7 @@
 """The models behind this gateway: which exist, under which names, which can answer, and the front end of each."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,8 @@ logger = logging.getLogger("ray.serve")
 
 # While the replicas of a changed model take the place of the old ones.
 CHANGED_POLL_S = 1.0
+# A new gateway waits no longer before it takes requests: a front end opens within seconds, or its replica is stuck.
+WARM_S = 60
 
 
 class Model:
@@ -48,8 +51,9 @@ class Model:
     async def open(self, host: str, watch: FleetWatch, admission: AdmissionConfig) -> Frontend | None:
         """Wait for a replica with the model's settings and build the front end; returns the one before."""
         description = await self._described(self.config.fixed_settings())
+        deployment = watch.of(self.handle.deployment_name)
         frontend = await open_frontend(
-            self.config, self.handle, description, host=host, on_replica_lost=watch.wake, admission=admission
+            self.config, self.handle, description, host=host, deployment=deployment, admission=admission
         )
         before, self.frontend, self.description = self.frontend, frontend, description
         self._opened.set()
@@ -180,6 +184,15 @@ class Models:
             raise ModelFailed(model.config.id)
         if state is not State.READY and not model.sleeps:
             raise ModelLoading(model.config.id)
+
+    async def warm(self) -> None:
+        """Wait for the front ends of models that have replicas already: this gateway may be to replace another."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WARM_S):
+                await self._watch.looked.wait()
+                for model in list(self):
+                    if self.replicas(model).running and not model.broken:
+                        await model.opened()
 
 
 def _names(model: Model) -> Iterator[Name]:

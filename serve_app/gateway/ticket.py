@@ -201,7 +201,7 @@ class Ticket:
     async def _enter_together(self) -> list[Slot]:
         """Once a request: charge all its prompts with all their choices, and wait for their places."""
         await self._all_counted.wait()
-        entries = self._counted.values()
+        entries = list(self._counted.values())[: self._prompts]
         await self._charge(sum(entry.prompt_tokens + self._choices * entry.most_tokens for entry in entries))
         costs = [entry.prompt_tokens + entry.most_tokens for entry in entries for _ in range(self._choices)]
         return await self._admission().enter(self._caller.id, self._caller.tier, costs, self._deadline)

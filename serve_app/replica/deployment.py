@@ -4,16 +4,19 @@ import asyncio
 import logging
 import os
 import pickle
-from typing import Any, NamedTuple
+import time
+from typing import Any, NamedTuple, NoReturn
 
 import ray
 from ray import serve
 
 from serve_app.config import ModelConfig
-from serve_app.fleet.channel import Sink, SinkGone, TokenSender
+from serve_app.fleet.channel import BEAT_S, Sink, SinkGone, TokenSender
 from serve_app.fleet.scaling import ReplicaLoad
-from serve_app.ray_seam import listen_on_node_address
+from serve_app.ray_seam import listen_on_node_address, on_sigterm, on_stop
 from serve_app.replica.engine import Engine, start_engine
+from serve_app.replica.engine_watch import EngineWatch
+from serve_app.replica.leaving import Leaving, Terminated
 from serve_app.replica.process import protect_children
 from serve_app.vllm_seam import (
     EngineCoreOutput,
@@ -65,7 +68,14 @@ class Replica:
         self._attempts: dict[str, _Attempt] = {}
         self._stats = SchedulerStats()
         self._has_gpu = bool(ray.get_gpu_ids())
-        self._pump = asyncio.get_event_loop().create_task(self._push_steps())
+        self._leaving = Leaving(model.drain_grace_s, model.drain_timeout_s)
+        on_stop(self._leaving.begin, lambda: self._leaving.begun)
+        on_sigterm(self._leaving.terminate)
+        asleep_s = model.watchdog.asleep_limit_s(model.resolved_device(), model.nodes)
+        self._engine_watch = EngineWatch(model.watchdog, asleep_s, self._engine.vitals)
+        self._tasks = [asyncio.get_event_loop().create_task(each) for each in (self._push_steps(), self._watch())]
+        for task in self._tasks:
+            task.add_done_callback(self._exit_on_error)
 
     async def describe(self) -> Description:
         config = pickle.dumps(self._engine.config)
@@ -90,6 +100,7 @@ class Replica:
         self._sender.connect(sink)
         attempt = self._attempts[request_id] = _Attempt(sink.address)
         try:
+            self._sender.take(sink.address, request_id)
             await self._engine.core.add_request_async(self._decoder.decode(frames))
             await attempt.done
         except (asyncio.CancelledError, SinkGone):
@@ -107,11 +118,15 @@ class Replica:
         return ReplicaLoad(seats, self._stats.num_running_reqs, waiting, self._stats.kv_cache_usage)._asdict()
 
     async def check_health(self) -> None:
-        """Serve's health check: the engine core's own."""
+        """Serve's health check: the engine core's own; a replica that got SIGTERM is to be replaced."""
         if self._engine.core.resources.engine_dead:
             raise EngineDeadError
+        if self._leaving.terminated:
+            raise Terminated
 
     def __del__(self) -> None:
+        for task in getattr(self, "_tasks", ()):
+            task.cancel()
         if hasattr(self, "_engine"):
             self._engine.core.shutdown(timeout=2)
 
@@ -119,13 +134,40 @@ class Replica:
         """Carry the engine core's outputs to the gateways, one message an engine step and gateway."""
         try:
             while True:
-                self._push(await self._engine.core.get_output_async())
+                step = await self._engine.core.get_output_async()
+                self._engine_watch.step(time.monotonic())
+                self._push(step)
         except EngineDeadError:
-            # Without its engine core this process is of no use. The calls in it fail as a dead replica's do,
-            # so that their requests move, and Serve starts another at once.
-            logger.critical("the engine core died; this replica exits")
-            self._sender.close(flush_s=1)
-            os._exit(1)
+            self._exit("its engine core died")
+
+    async def _watch(self) -> None:
+        """Give the gateways signs of life, give up those that are gone, and watch the engine core."""
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(BEAT_S)
+            now = time.monotonic()
+            # In more than that much time others had no turn, whose news would have come first.
+            elapsed_s, last = min(now - last, 2 * BEAT_S), now
+            for address in self._sender.beat(self._leaving.left_s(), elapsed_s):
+                self._give_up(SinkGone(address), address)
+            if (why := self._engine_watch.look(bool(self._attempts), elapsed_s)) is not None:
+                self._exit(f"its engine core hangs: {why}")
+            if self._leaving.may_exit(idle=not self._attempts):
+                self._exit("it got SIGTERM")
+
+    def _exit_on_error(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a replica cannot go on", exc_info=error)
+            self._exit(repr(error))
+
+    def _exit(self, why: str) -> NoReturn:
+        """End this process, which is of no use any more.
+
+        The calls in it fail as a dead replica's do, so that their requests move, and Serve starts another at once.
+        """
+        logger.critical("this replica exits: %s", why)
+        self._sender.close(flush_s=1)
+        os._exit(1)
 
     def _push(self, step: EngineCoreOutputs) -> None:
         by_gateway: dict[str, tuple[list[int], list[EngineCoreOutput]]] = {}
@@ -155,7 +197,12 @@ class Replica:
         try:
             self._sender.push(address, offsets, message)
         except SinkGone as gone:
-            logger.warning("gateway at %s does not read its tokens; its requests are aborted", address)
-            for attempt in self._attempts.values():
-                if attempt.address == address and not attempt.done.done():
-                    attempt.done.set_exception(gone)
+            self._give_up(gone, address)
+
+    def _give_up(self, gone: SinkGone, address: str) -> None:
+        """Abort what this replica computes for a gateway that is dead or does not read."""
+        given_up = [each for each in self._attempts.values() if each.address == address and not each.done.done()]
+        for attempt in given_up:
+            attempt.done.set_exception(gone)
+        if given_up:
+            logger.warning("gateway at %s is gone; %d of its requests are aborted", address, len(given_up))

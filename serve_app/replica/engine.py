@@ -1,11 +1,15 @@
 """The engine core of a replica: vLLM's, or the scripted one that stands in for it."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from serve_app.config import ModelConfig, check_source
 from serve_app.replica.arguments import engine_config
 from serve_app.replica.scripted import ScriptedEngine
+from serve_app.replica.vitals import Vitals, vitals_below
 from serve_app.vllm_seam import (
     EngineCoreClient,
     EngineCoreOutputs,
@@ -55,6 +59,8 @@ class Engine:
 
     core: EngineCore
     config: VllmConfig
+    vitals: Callable[[], Vitals]
+    """What its processes do now."""
 
 
 def start_engine(model: ModelConfig) -> Engine:
@@ -66,6 +72,7 @@ def start_engine(model: ModelConfig) -> Engine:
     check_source(model)
     config = engine_config(model)
     if model.engine == "scripted":
-        return Engine(ScriptedEngine(config, model.script_delay_s), config)
+        scripted = ScriptedEngine(config, model.script_delay_s)
+        return Engine(scripted, config, scripted.vitals)
     core = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)
-    return Engine(core, config)
+    return Engine(core, config, partial(vitals_below, os.getpid()))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from serve_app.replica.script import Answer, Fault, Script
+from serve_app.replica.vitals import Vitals
 from serve_app.vllm_seam import (
     EngineCoreEvent,
     EngineCoreEventType,
@@ -69,6 +70,7 @@ class ScriptedEngine:
         self._delay = delay
         self._queue: dict[str, Task] = {}  # by arrival: the first `_seats` run, the others wait
         self._aborted = False
+        self._hung = False
         self._news = asyncio.Event()
 
     async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
@@ -106,6 +108,10 @@ class ScriptedEngine:
     def shutdown(self, timeout: float | None = None) -> None:
         self._queue.clear()
 
+    def vitals(self) -> Vitals:
+        """As of an engine core's processes: busy while it has requests, asleep from where it hangs."""
+        return Vitals(cpu_s=0.0, awake=bool(self._queue) and not self._hung, stopped=False)
+
     def _ensure_alive(self) -> None:
         if self.resources.engine_dead:
             raise EngineDeadError
@@ -137,6 +143,7 @@ class ScriptedEngine:
             self.resources.engine_dead = True
             raise EngineDeadError
         if fault is Fault.HANG:
+            self._hung = True
             await asyncio.Event().wait()
 
     def _advance(self, task: Task) -> EngineCoreOutput:

@@ -15,7 +15,10 @@ from tests.repo import crd
 REPOSITORY = crd.REPOSITORY
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
 OVERRIDES = {"proxy_location": "EveryNode", "http_options": {"host": "0.0.0.0", "port": 8787}}
-ARGUMENT_OVERRIDES = {"models": ["llama-3.1-8b"], "gateway": {"replicas": 1, "num_cpus": 1}}
+ARGUMENT_OVERRIDES: dict[str, Any] = {
+    "models": ["llama-3.1-8b"],
+    "gateway": {"replicas": 1, "num_cpus": 1, "drain_timeout_s": 240},
+}
 SECRET = "chat"
 
 
@@ -153,6 +156,7 @@ def test_pods_outlive_their_drain(service: dict[str, Any], cluster: dict[str, An
         grace = group["template"]["spec"]["terminationGracePeriodSeconds"]
         assert before + drain < grace
         assert service["spec"]["rayClusterDeletionDelaySeconds"] >= before + drain
+        assert ARGUMENT_OVERRIDES["gateway"]["drain_timeout_s"] < drain
 
 
 def test_pods_have_no_more_rights_than_they_need(cluster: dict[str, Any]) -> None:

@@ -6,8 +6,10 @@ import pytest
 from ray import serve
 
 from cli.launcher.failures import deployment_of
+from cli.launcher.service import SERVE
 from serve_app.app import ENVIRONMENT, replica_options
 from serve_app.config import ModelConfig, load_model
+from serve_app.gateway.config import GatewayConfig
 from serve_app.replica.deployment import Replica
 
 
@@ -57,6 +59,25 @@ def test_the_settings_of_a_model_reach_serve() -> None:
     made = options(id="acme/Chat_1.5", replicas=3, max_ongoing_requests=7, drain_timeout_s=9, device="cpu")
     assert (made["name"], made["num_replicas"]) == ("replica-acme-Chat-1.5", 3)
     assert (made["max_ongoing_requests"], made["graceful_shutdown_timeout_s"]) == (7, 9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"device": "cpu"}, 1),
+        ({"device": "gpu"}, 0),
+        ({"device": "gpu", "surge": True}, 1),
+        ({"device": "cpu", "surge": False}, 0),
+    ],
+)
+def test_a_new_version_starts_first_where_there_is_room(settings: dict[str, Any], expected: int) -> None:
+    assert options(**settings)["max_surge_percent"] == expected
+
+
+def test_a_gateway_that_is_replaced_outlives_its_longest_request() -> None:
+    config = GatewayConfig()
+    assert config.drain_timeout_s > config.deadlines.total_s
+    assert float(SERVE["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) >= config.drain_timeout_s
 
 
 @pytest.mark.parametrize("name", ["demo", "acme/Chat_1.5", "a:b//c"])

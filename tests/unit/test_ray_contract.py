@@ -9,9 +9,11 @@ import psutil
 import pytest
 import ray
 from ray import serve
+from ray._private import worker
 from ray.serve._private import constants, proxy, replica
 from ray.serve._private.build_app import build_app
 from ray.serve._private.client import ServeControllerClient
+from ray.serve._private.common import RequestMetadata
 from ray.serve._private.deploy_utils import deploy_args_to_deployment_info, get_deploy_args
 from ray.serve._private.http_util import RequestIdMiddleware, configure_http_middlewares
 from ray.serve._private.logging_utils import access_log_msg
@@ -36,7 +38,7 @@ def test_the_client_has_what_we_read() -> None:
 def test_the_details_have_the_fields_we_read() -> None:
     assert "deployments" in ApplicationDetails.model_fields
     assert {"replicas", "status"} <= set(DeploymentDetails.model_fields)
-    assert "state" in ReplicaDetails.model_fields
+    assert {"state", "replica_id"} <= set(ReplicaDetails.model_fields)
 
 
 def test_serve_binds_its_server_after_the_constructor_and_tells_callers_the_nodes_address() -> None:
@@ -78,6 +80,45 @@ def test_serve_takes_our_edge_and_answers_with_its_request_id() -> None:
     assert "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" in inspect.getsource(configure_http_middlewares)
     assert constants.SERVE_HTTP_REQUEST_ID_HEADER.encode() == REQUEST_ID
     assert "X-Request-ID" in inspect.getsource(RequestIdMiddleware)
+
+
+async def test_serve_waits_for_requests_and_refuses_new_ones_where_we_hook_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = inspect.getsource(replica.Replica._perform_graceful_shutdown)
+    assert "await self._drain_ongoing_requests(" in stop
+    assert "self._is_replica_quiescing(" in inspect.getsource(replica.Replica.handle_request_with_rejection)
+    for name in ("_drain_ongoing_requests", "_is_replica_quiescing"):
+        monkeypatch.setattr(replica.Replica, name, getattr(replica.Replica, name))  # put back afterwards
+    begun: list[str] = []
+    ray_seam.on_stop(lambda: begun.append("stop"), lambda: bool(begun))
+    stopping = Stopping()
+    metadata = RequestMetadata("request", "internal")
+    assert replica.Replica._is_replica_quiescing(stopping, metadata) is False  # type: ignore[arg-type]
+    await replica.Replica._drain_ongoing_requests(stopping)  # type: ignore[arg-type]
+    assert begun == ["stop"]
+    assert replica.Replica._is_replica_quiescing(stopping, metadata) is True  # type: ignore[arg-type]
+
+
+class Stopping:
+    """What Serve's own two methods read of a replica."""
+
+    _quiescing = False
+
+    class _deployment_config:  # noqa: N801 - Serve's name
+        graceful_shutdown_wait_loop_s = 0
+
+    def get_num_ongoing_requests(self) -> int:
+        return 0
+
+
+def test_ray_ends_a_worker_at_sigterm_by_a_call_that_we_take_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "raise_sys_exit_with_custom_error_message"
+    source = inspect.getsource(worker.Worker.main_loop)
+    assert source.index("def sigterm_handler") < source.index(f"{name}(") < source.index("set_sigterm_handler(")
+    monkeypatch.setattr(worker, name, getattr(worker, name))  # put back afterwards
+    called: list[str] = []
+    ray_seam.on_sigterm(lambda: called.append("SIGTERM"))
+    worker.raise_sys_exit_with_custom_error_message("The process receives a SIGTERM.", exit_code=1)
+    assert called == ["SIGTERM"]
 
 
 def test_the_details_tell_what_the_gateway_follows() -> None:

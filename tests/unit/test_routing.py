@@ -110,14 +110,14 @@ def test_a_request_counts_from_its_choice_until_its_end_and_where_it_was_taken()
 
 
 def test_a_suspect_gets_nothing_and_where_all_are_the_request_waits() -> None:
-    balancer = Balancer()
-    hint = balancer.hint(request())
+    suspects: set[str] = set()
+    hint = Balancer(suspects).hint(request())
     home = hint.order(REPLICAS)[0]
-    balancer.suspects.add(home)
+    suspects.add(home)
     assert home not in hint.order(REPLICAS)
-    balancer.suspects.update(REPLICAS)
+    suspects.update(REPLICAS)
     assert hint.order(REPLICAS) == []
-    balancer.suspects.clear()
+    suspects.clear()
     assert hint.order(REPLICAS)[0] == home
 
 

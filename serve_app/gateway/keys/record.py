@@ -33,9 +33,9 @@ class Limits(Closed):
     concurrent: PositiveInt | None = Field(default=None, le=10**6)
     """Requests at the same time."""
     max_tokens: PositiveInt | None = None
-    """Output tokens of one request."""
+    """Output tokens of one answer, of which a request can have several."""
     context: PositiveInt | None = None
-    """Prompt plus output tokens of one request."""
+    """Prompt plus output tokens of one answer."""
 
 
 class Secret(Closed):

@@ -64,7 +64,10 @@ def _checked(text: str, source: str) -> SecretStr:
         place = url.path if url.scheme == "unix" else url.hostname and re.fullmatch(r"(/\d*)?", url.path)
         if not place:
             raise ValueError
-        ConnectionPool.from_url(text).make_connection()  # it connects later; here it reads the whole URL
+        # It connects later; here it reads the whole URL.
+        ConnectionPool.from_url(text).make_connection()  # type: ignore[no-untyped-call]
     except (ValueError, TypeError):
-        raise ConfigError(f"{source} must be a URL such as redis://host:6379/0, rediss://host or unix:///path") from None
+        raise ConfigError(
+            f"{source} must be a URL such as redis://host:6379/0, rediss://host or unix:///path"
+        ) from None
     return SecretStr(text)

@@ -1,4 +1,4 @@
-"""The way of a request to the gateway as Serve builds it: connection, edge, gateway, and one model that loads."""
+"""The way of a request to the gateway as Serve builds it: connection, edge, gateway, and models that do not answer."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ import uvicorn
 from ray.serve._private.http_util import RequestIdMiddleware, convert_object_to_asgi_messages
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.config import load_model
+from serve_app.config import ModelConfig, load_model
 from serve_app.fleet.watch import FleetWatch
 from serve_app.gateway.api import GatewayApp
 from serve_app.gateway.config import GatewayConfig
@@ -28,20 +28,28 @@ from serve_app.ray_seam import Replicas
 from tests.service import wait_for
 
 KEY = "the-operators-key"
-MODEL = "loading"
 
 
 class Watch(dict[str, Replicas]):
-    """The replicas of each deployment."""
+    """The replicas of each deployment, as a test says."""
 
     gpu_available = False
 
 
-def gateway(config: GatewayConfig, origins: str = "") -> ASGIApp:
+def models_with(*replicas: Replicas, **settings: Any) -> Models:
+    """Models m0, m1 and so on, with these replicas and settings and no front end."""
+    watch, models = Watch(), []
+    for number, each in enumerate(replicas):
+        handle: Any = SimpleNamespace(deployment_name=f"replica-{number}")
+        watch[handle.deployment_name] = each
+        config = ModelConfig.model_validate({**load_model("demo").model_dump(), "id": f"m{number}", **settings})
+        models.append(Model(config, handle))
+    return Models(models, {}, cast("FleetWatch", watch))
+
+
+def gateway(models: Models, config: GatewayConfig | None = None, origins: str = "") -> ASGIApp:
     """The gateway's app as its deployment builds it."""
-    handle: Any = SimpleNamespace(deployment_name="replica")
-    model = Model(load_model("demo").model_copy(update={"id": MODEL}), handle)
-    models = Models([model], {}, cast("FleetWatch", Watch(replica=Replicas())))
+    config = config or GatewayConfig()
     policy = Policy(config.policy, b"secret")
     app = GatewayApp(
         models=models,

@@ -9,7 +9,7 @@ import httpx
 import uvicorn
 from starlette.types import ASGIApp
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 @asynccontextmanager

@@ -113,7 +113,9 @@ def test_who_needs_less_goes_on_when_the_one_before_it_gives_up(cancelled: bool)
 class Busy:
     """A model with places and a queue as drawn, and what is asked of it then."""
 
-    def __init__(self, capacity: int, max_waiting: int, asked: Sequence[tuple[str, list[int]]], measured_s: int) -> None:
+    def __init__(
+        self, capacity: int, max_waiting: int, asked: Sequence[tuple[str, list[int]]], measured_s: int
+    ) -> None:
         self.config = AdmissionConfig(max_waiting=max_waiting, max_waiting_tokens=60)
         self.capacity, self.asked, self.measured_s = capacity, asked, measured_s
 
@@ -140,7 +142,9 @@ class Busy:
         Busy,
         st.integers(0, 3),
         st.integers(0, 4),
-        st.lists(st.tuples(st.sampled_from(["k0", "k1"]), st.lists(st.integers(1, 30), min_size=1, max_size=2)), max_size=8),
+        st.lists(
+            st.tuples(st.sampled_from(["k0", "k1"]), st.lists(st.integers(1, 30), min_size=1, max_size=2)), max_size=8
+        ),
         st.sampled_from([0, 1, 20]),
     ),
     deadline=st.sampled_from([None, 0.5, 5.0, 60.0]),

@@ -209,6 +209,23 @@ async def test_a_refusal_is_never_put_into_an_answer_that_has_begun() -> None:
         assert await client.read_all() == b""
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_an_answer_is_not_cut_off_because_the_next_request_is_slow() -> None:
+    ticks = asyncio.Semaphore(0)
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await ticks.acquire()
+        await send_bytes(200, b"whole", send, [])
+
+    async with served(slow, http=Connection) as port:
+        client = await Client.connect(port)
+        client.send(b"GET / HTTP/1.1\r\n" + HOST + b"\r\nGET / HTTP/1.1\r\n")
+        asyncio.get_running_loop().call_later(1.2, ticks.release)
+        answer, refused = (await client.read_all()).split(b"whole", 1)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert refusal(parse(refused)) == SLOW
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no time-out for it")
 async def test_a_client_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "STALL_S", 1)

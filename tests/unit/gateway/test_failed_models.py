@@ -1,47 +1,16 @@
 """What health and requests are told of models that do not start."""
 
-from types import SimpleNamespace
-from typing import Any, cast
-
 import httpx
 import pytest
 
-from serve_app.config import ModelConfig, load_model
-from serve_app.fleet.watch import FleetWatch
 from serve_app.gateway import reports
-from serve_app.gateway.api import GatewayApp
-from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.errors import GatewayError, ModelFailed, ModelLoading
-from serve_app.gateway.inference import Inference
-from serve_app.gateway.keys.keyring import Keyring, KeysConfig
-from serve_app.gateway.limits.limiter import Quota
-from serve_app.gateway.limits.memory import MemoryLimiter
-from serve_app.gateway.limits.requests import RequestLimits
-from serve_app.gateway.models import Model, Models
-from serve_app.gateway.policy.check import Policy
-from serve_app.gateway.policy.settings import PolicyConfig
-from serve_app.ledger.usage import UsageReports
+from serve_app.gateway.models import Models
 from serve_app.ray_seam import Replicas
+from tests.unit.gateway.front_door import KEY, gateway, models_with
 
-KEY = "a key of thirty-two characters.."
 LOADING, FAILED = Replicas(), Replicas(failed=True)
 ASLEEP, WAKING = Replicas(target=0), Replicas(target=1)
-
-
-class Watch(dict[str, Replicas]):
-    """The replicas of each deployment, as a test says."""
-
-    gpu_available = False
-
-
-def models_with(*replicas: Replicas, **settings: Any) -> Models:
-    watch, models = Watch(), []
-    for number, each in enumerate(replicas):
-        handle: Any = SimpleNamespace(deployment_name=f"replica-{number}")
-        watch[handle.deployment_name] = each
-        config = ModelConfig.model_validate({**load_model("demo").model_dump(), "id": f"m{number}", **settings})
-        models.append(Model(config, handle))
-    return Models(models, {}, cast("FleetWatch", watch))
 
 
 @pytest.mark.parametrize(
@@ -93,18 +62,7 @@ def test_requests_wait_for_a_model_that_sleeps_or_wakes_up_but_not_for_one_that_
 
 def client_of(models: Models) -> httpx.AsyncClient:
     """A client of the gateway's own app, without Serve around it."""
-    policy = Policy(PolicyConfig(), b"secret")
-    app = GatewayApp(
-        models=models,
-        keyring=Keyring(KeysConfig(), {"PROXY_API_KEY": KEY}),
-        limits=RequestLimits(MemoryLimiter(30), 30),
-        quota=Quota(),
-        inference=Inference(models, policy, None, GatewayConfig()),
-        policy=policy,
-        usage=UsageReports(None),
-        registries=[],
-    )
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(gateway(models)), base_url="http://gateway")
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from serve_app.gateway import connection
 from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.cors import parse_origins
 from serve_app.gateway.haproxy import configure
+from serve_app.ray_seam import Replicas
 from tests.haproxy import haproxy, written_by_ray
 from tests.serve.raw_http import exchange, head
 from tests.serve.refusals import MARK, PATH, assert_ours, refusal
 from tests.service import free_port, wait_for
-from tests.unit.gateway.front_door import KEY, MODEL, edge, gateway, listening
+from tests.unit.gateway.front_door import KEY, edge, gateway, listening, models_with
 from tests.unit.gateway.server import parse
 
 FAILURES = 5
@@ -33,7 +34,7 @@ LARGE = (431, "headers_too_large", None)
 def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a gateway. A head has 2 s here."""
     through = request.param == "haproxy"
-    app = edge(gateway(CONFIG, PAGE), PAGE, "" if through else None)
+    app = edge(gateway(models_with(Replicas()), CONFIG, PAGE), PAGE, "" if through else None)
     with pytest.MonkeyPatch.context() as patch, listening(app) as to:
         patch.setattr(connection, "READ_S", 2.0)
         if not through:
@@ -191,7 +192,7 @@ def test_every_answer_has_the_headers_for_browsers(
 
 
 def test_a_model_that_loads_is_refused_with_the_time_to_come_back(door: str) -> None:
-    body = {"model": MODEL, "messages": [{"role": "user", "content": MARK}]}
+    body = {"model": "m0", "messages": [{"role": "user", "content": MARK}]}
     response = httpx.post(door + PATH, json=body, headers={"authorization": f"Bearer {KEY}"})
     assert refusal(response) == (503, "model_loading", None)
     assert response.headers["retry-after"] == "10"

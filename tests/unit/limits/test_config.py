@@ -33,7 +33,8 @@ WITH_PASSWORD = "rediss://:hush@redis:6379/1"
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://host", "redis://user:hush@host:6380/2", WITH_PASSWORD, "unix:///run/redis.sock?db=1", "redis://[::1]/"]
+    "url",
+    ["redis://host", "redis://user:hush@host:6380/2", WITH_PASSWORD, "unix:///run/redis.sock?db=1", "redis://[::1]/"],
 )
 def test_a_redis_url_is_taken_and_never_shown(url: str) -> None:
     config = LimitsConfig.model_validate({"redis": url})

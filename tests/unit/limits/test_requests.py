@@ -135,9 +135,9 @@ async def test_texts_that_come_while_one_is_charged_are_charged_together_and_ref
     limiter.go_on.set()
     reservation = await RequestLimits(limiter, 30).open(FIRST, QUOTA)
     limiter.go_on.clear()
+    limiter.asked.clear()
     charging = [asyncio.create_task(reservation.reserve_tokens(10))]
-    while len(limiter.claims) < 2:
-        await asyncio.sleep(0)
+    await limiter.asked.wait()
     charging += [asyncio.create_task(reservation.reserve_tokens(10)) for _ in range(89)]
     limiter.go_on.set()
     await asyncio.gather(*charging)
@@ -165,9 +165,9 @@ async def test_the_end_of_a_request_does_not_overtake_its_charge(clock: Clock) -
     limiter.go_on.set()
     reservation = await RequestLimits(limiter, 30).open(FIRST, QUOTA)
     limiter.go_on.clear()
+    limiter.asked.clear()
     charging = asyncio.create_task(reservation.reserve_tokens(500))
-    while len(limiter.claims) < 2:
-        await asyncio.sleep(0)
+    await limiter.asked.wait()
     charging.cancel()
     with pytest.raises(asyncio.CancelledError):
         await charging

@@ -11,7 +11,8 @@ from serve_app.gateway.errors import GatewayError, Headers, HeadersTooLarge
 from serve_app.gateway.policy.check import Policy
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.replies import error_body
-from tests.unit.policy.door import CHAT, JSON, LEAST, caller, check, error_of
+from serve_app.gateway.routes import MODEL_ROUTES
+from tests.unit.policy.door import CHAT, DEFAULT, JSON, LEAST, caller, check, error_of
 
 FORM = "/v1/audio/transcriptions"
 HI = b'{"messages": [{"role": "user", "content": "Hi"}]%s}'
@@ -72,7 +73,7 @@ def test_other_content_types_and_encodings(path: str, headers: Headers) -> None:
     ],
 )
 def test_the_usual_headers(headers: Headers) -> None:
-    assert check(CHAT, HI % b"", headers=headers).model is None
+    assert not check(CHAT, HI % b"", headers=headers).bounded
 
 
 def test_a_body_has_a_size() -> None:
@@ -234,7 +235,12 @@ def test_a_form_passes_as_it_is() -> None:
         part("timestamp_granularities[]", "segment"),
         FILE,
     )
-    assert check(FORM, body, headers=MULTIPART) == (body, "whisper", False)
+    assert check(FORM, body, headers=MULTIPART) == (body, False, 1, 1)
+
+
+async def test_the_model_of_a_form_is_read_before_anything_is_checked() -> None:
+    body = form(part("model", "whisper"), part("colour", "red"), FILE)
+    assert (await DEFAULT.read(MODEL_ROUTES[FORM], MULTIPART, body)).model == "whisper"
 
 
 def test_a_form_without_a_boundary() -> None:
@@ -247,7 +253,7 @@ def test_the_length_of_a_forms_answer_is_bounded() -> None:
     over = form(FILE, part("max_completion_tokens", "21"))
     assert answer(error_of(FORM, over, limited, headers=MULTIPART)) == (400, "invalid_value", "max_completion_tokens")
     own = form(FILE, part("max_completion_tokens", "20"))
-    assert check(FORM, own, limited, headers=MULTIPART) == (own, None, True)
+    assert check(FORM, own, limited, headers=MULTIPART) == (own, True, 1, 1)
     bounded = check(FORM, form(FILE), limited, headers=MULTIPART)
     assert bounded.body == form(part("max_completion_tokens", "20"), FILE)
     assert check(FORM, bounded.body, limited, headers=MULTIPART).bounded

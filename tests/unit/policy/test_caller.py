@@ -9,7 +9,7 @@ from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.policy.check import Policy
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.routes import MODEL_ROUTES
-from tests.unit.policy.door import CHAT, JSON, LEAST, caller, check, passed, refused
+from tests.unit.policy.door import CHAT, DEFAULT, JSON, LEAST, caller, check, passed, refused
 
 LENGTHS = [
     (CHAT, "max_completion_tokens"),
@@ -117,3 +117,32 @@ def test_api_chat_streams_unless_told_not_to() -> None:
 def test_api_chat_requires_a_model() -> None:
     assert refused("/api/chat", {"model": None}) == (400, "invalid_value", "model")
     assert refused("/api/chat", {}, without=["model"]) == (400, "invalid_value", "model")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "expected"),
+    [
+        (CHAT, {}, (1, 1)),
+        (CHAT, {"n": None}, (1, 1)),
+        (CHAT, {"n": 3}, (1, 3)),
+        (CHAT, {"n": 2.0}, (1, 2)),
+        ("/v1/completions", {"prompt": ["a", "b", "c"], "n": 2}, (3, 2)),
+        ("/v1/completions", {"prompt": ["a"]}, (1, 1)),
+        ("/v1/completions", {"prompt": [1, 2, 3]}, (1, 1)),
+        ("/v1/completions", {"prompt": [[1, 2], [3]], "n": 4}, (2, 4)),
+        ("/v1/responses", {}, (1, 1)),
+        ("/v1/embeddings", {"input": ["a", "b"]}, (1, 1)),
+        ("/tokenize", {"prompt": "abc"}, (1, 1)),
+    ],
+)
+def test_prompts_and_choices_are_counted(path: str, fields: dict[str, Any], expected: tuple[int, int]) -> None:
+    passed = check(path, json.dumps({**LEAST[path], **fields}).encode(), caller("token_ids"))
+    assert (passed.prompts, passed.choices) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "read"), [({"model": "é"}, "é"), ({"model": None}, None), ({"model": 7}, None), ({}, None)]
+)
+async def test_the_model_is_read_before_anything_is_checked(model: dict[str, Any], read: str | None) -> None:
+    body = json.dumps({**model, "nonsense": True}).encode()
+    assert (await DEFAULT.read(MODEL_ROUTES[CHAT], JSON, body)).model == read
