@@ -1,6 +1,6 @@
 # `make run` and `make test` need nothing but python3 (3.11) and make; both install first what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format chat bench loadtest compare routing lock up down logs restart build clean
+.PHONY: help install run test lint format chat bench loadtest compare routing chaos soak lock up down logs restart build clean
 PYTHON ?= python3
 EXTRA ?= auto
 BIN := .venv/bin
@@ -46,6 +46,12 @@ compare: ## the same load on bare vLLM, this service and ray.serve.llm, one afte
 
 routing: install ## chats of several turns on two replicas: our router against Serve's
 	@exec $(BIN)/python -m loadtests.routing $(ARGS)
+
+chaos: install ## kill replicas under load; exits 1 unless every stream is exact (ARGS='--model demo')
+	@exec $(BIN)/python -m loadtests.chaos $(ARGS)
+
+soak: install ## half an hour of load; exits 1 if a process keeps growing (ARGS='--minutes 2')
+	@exec $(BIN)/python -m loadtests.soak $(ARGS)
 
 lock: ## resolve configs/locks anew from pyproject.toml (UPGRADE=--upgrade for newer versions)
 	@PYTHON=$(PYTHON) UPGRADE=$(UPGRADE) sh configs/locks/compile.sh

@@ -63,6 +63,15 @@ class Answer:
     text: str = ""
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    retry_after: float | None = None
+    """Seconds after which to try again, where the service refused the request and said so."""
+
+    @property
+    def worst_wait(self) -> float:
+        """The longest time without news: before the first text, between two frames, or after the last one."""
+        if self.ttft is None:
+            return self.seconds
+        return max(self.ttft, *self.gaps, self.seconds - self.ttft - sum(self.gaps))
 
 
 @dataclass(slots=True)
@@ -78,11 +87,14 @@ class AnswerReader:
     ttfb: float | None = None
     ttft: float | None = None
     gaps: list[float] = field(default_factory=list)
-    usage: Usage = field(default_factory=Usage)
-    text: list[str] = field(default_factory=list)
+    tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    retry_after: float | None = None
     finish_reason: str | None = None
     error: str | None = None
     complete: bool = False
+    _text: list[str] = field(default_factory=list)
     _last_frame_at: float = 0.0
     _unfinished: bytes = b""
 
@@ -107,17 +119,17 @@ class AnswerReader:
             self.fail("the stream ended without [DONE]")
         if self.finish_reason is None:
             self.fail("no finish_reason")
-        details = self.usage.prompt_tokens_details
         return Answer(
-            seconds=now - self.started,
-            ttfb=self.ttfb,
-            ttft=self.ttft,
-            gaps=tuple(self.gaps),
-            tokens=self.usage.completion_tokens,
-            error=self.error,
-            text="".join(self.text),
-            prompt_tokens=self.usage.prompt_tokens,
-            cached_tokens=details.cached_tokens if details else 0,
+            now - self.started,
+            self.ttfb,
+            self.ttft,
+            tuple(self.gaps),
+            self.tokens,
+            self.error,
+            "".join(self._text),
+            self.prompt_tokens,
+            self.cached_tokens,
+            self.retry_after,
         )
 
     def _event(self, payload: bytes, now: float) -> None:
@@ -128,13 +140,15 @@ class AnswerReader:
         if frame.error:
             self.fail(f"error frame: {frame.error.message}")
         if frame.usage:
-            self.usage = frame.usage
+            self.tokens, self.prompt_tokens = frame.usage.completion_tokens, frame.usage.prompt_tokens
+            details = frame.usage.prompt_tokens_details
+            self.cached_tokens = details.cached_tokens if details else 0
         if frame.choices:
             self._choice(frame.choices[0], now)
 
     def _choice(self, choice: Choice, now: float) -> None:
         self.finish_reason = choice.finish_reason or self.finish_reason
-        self.text.append(choice.delta.content or "")
+        self._text.append(choice.delta.content or choice.delta.reasoning or "")
         if self.ttft is not None and now > self._last_frame_at:
             self.gaps.append(now - self._last_frame_at)
         elif self.ttft is None and (choice.delta.content or choice.delta.reasoning):

@@ -101,7 +101,13 @@ async def stream_answer(session: aiohttp.ClientSession, target: Target, body: di
                     reader.feed(data, time.perf_counter())
             else:
                 failure = decode(await response.read()).error
+                reader.retry_after = seconds(response.headers.get("Retry-After"))
                 reader.fail(f"HTTP {response.status}: {failure.message if failure else 'no error object'}")
     except (aiohttp.ClientError, TimeoutError) as error:
         reader.fail(f"{type(error).__name__}: {error}")
     return reader.answer(time.perf_counter())
+
+
+def seconds(header: str | None) -> float | None:
+    """The value of a Retry-After header that gives seconds; None for any other."""
+    return float(header) if header is not None and header.isascii() and header.isdigit() else None

@@ -27,6 +27,7 @@ UNSET = dict.fromkeys(
     (
         "CORS_ORIGINS",
         "DEFAULT_MODEL",
+        "FORWARDED_ALLOW_IPS",
         "KEYS_FILE",
         "KEY_PEPPER_FILE",
         "LIMITS_REDIS_URL",
@@ -62,8 +63,15 @@ def bare(model_dir: Path, folder: Path, port: int) -> System:
 
 
 def ours(model_dir: Path, folder: Path, port: int) -> System:
-    """This project by `serve run`, as `make run` starts it: the Serve fast path, key check and usage ledger on."""
-    model = {"id": MODEL, "source": str(model_dir), "device": "cpu", "vllm_args": ENGINE_ARGS}
+    """This project, serving the model as the others do."""
+    return service({"id": MODEL, "source": str(model_dir), "device": "cpu", "vllm_args": ENGINE_ARGS}, folder, port)
+
+
+def service(model: dict[str, Any], folder: Path, port: int) -> System:
+    """This project by `serve run`, as `make run` starts it: the Serve fast path, key check and usage ledger on.
+
+    `model`: the settings of a model file.
+    """
     model_file = folder / "model.yaml"
     model_file.write_text(yaml.safe_dump(model))
     application = {
@@ -74,17 +82,17 @@ def ours(model_dir: Path, folder: Path, port: int) -> System:
     }
     key = secrets.token_urlsafe(32)
     own = {**UNSET, "PROXY_API_KEY": key, "XDG_STATE_HOME": str(folder)}
-    return on_serve(application, folder, port, {**SERVE, **own}, key)
+    return on_serve(application, folder, port, {**SERVE, **own}, target(port, key, model["id"]))
 
 
 def ray_serve_llm(model_dir: Path, folder: Path, port: int) -> System:
     """ray.serve.llm as it comes, no key."""
-    return on_serve(openai_app(model_dir), folder, port, {})
+    return on_serve(openai_app(model_dir), folder, port, {}, target(port))
 
 
 def ray_serve_llm_fast(model_dir: Path, folder: Path, port: int) -> System:
     """ray.serve.llm with the Serve fast path, no key."""
-    return on_serve(openai_app(model_dir), folder, port, FAST_PATH)
+    return on_serve(openai_app(model_dir), folder, port, FAST_PATH, target(port))
 
 
 def openai_app(model_dir: Path) -> dict[str, Any]:
@@ -103,9 +111,7 @@ def openai_app(model_dir: Path) -> dict[str, Any]:
     }
 
 
-def on_serve(
-    application: dict[str, Any], folder: Path, port: int, environment: dict[str, str], key: str | None = None
-) -> System:
+def on_serve(application: dict[str, Any], folder: Path, port: int, environment: dict[str, str], api: Target) -> System:
     """An application on a Ray of its own, whose files and ports keep clear of any other Ray here."""
     config = folder / "serve.yaml"
     options = {"host": HOST, "port": port}
@@ -125,12 +131,12 @@ def on_serve(
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
     }
     settings = {**ENGINE_ENV, **apart, **environment}
-    return System([*SERVE_RUN, str(config)], settings, target(port, key), (port, metrics, stats, fallback))
+    return System([*SERVE_RUN, str(config)], settings, api, (port, metrics, stats, fallback))
 
 
-def target(port: int, key: str | None = None) -> Target:
+def target(port: int, key: str | None = None, model: str = MODEL) -> Target:
     """The API of a system on `port`."""
-    return Target(f"http://{HOST}:{port}/v1", MODEL, key)
+    return Target(f"http://{HOST}:{port}/v1", model, key)
 
 
 @dataclass(frozen=True, slots=True)

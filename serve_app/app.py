@@ -15,6 +15,7 @@ from typing import Any
 from ray import serve
 
 from serve_app.config import ModelConfig, ServiceConfig
+from serve_app.fleet.quarantine_board import QuarantineBoard
 from serve_app.fleet.router import ROUTER
 from serve_app.gateway.config import GatewayConfig, check_gateway
 from serve_app.gateway.deployment import Gateway
@@ -54,6 +55,7 @@ def build(config: ServiceConfig) -> serve.Application:
         [_replicas(model, release) for model in models],
         config.aliases,
         _limiter(config.gateway, release),
+        _shared("quarantine", QuarantineBoard, release) if config.gateway.replicas > 1 else None,
     )
     return app
 
@@ -67,16 +69,20 @@ def _limiter(config: GatewayConfig, release: dict[str, Any]) -> serve.Applicatio
     """The limiter that several gateways share; one gateway needs none, and Redis takes its place."""
     if config.replicas == 1 or config.limits.redis_url() is not None:
         return None
+    return _shared("limiter", MemoryLimiter, release, config.limits.lease_s)
+
+
+def _shared(name: str, kind: type[Any], release: dict[str, Any], *arguments: Any) -> serve.Application:
+    """One actor for all gateways."""
     deployment = serve.deployment(
-        name="limiter",
+        name=name,
         num_replicas=1,
         max_ongoing_requests=100_000,
         ray_actor_options=_actor(0, {}),
         logging_config={"enable_access_log": False},
     )
-    version = _digest(release, config.limits.lease_s)
-    limiter: serve.Application = with_version(deployment(MemoryLimiter), version).bind(config.limits.lease_s)
-    return limiter
+    app: serve.Application = with_version(deployment(kind), _digest(release, arguments)).bind(*arguments)
+    return app
 
 
 def _replicas(model: ModelConfig, release: dict[str, Any]) -> serve.Application:

@@ -19,6 +19,21 @@ def check(path: Path, gpus: int | None = None) -> None:
 
     `gpus` are those of the single machine that it is for; None: of a cluster that this machine does not know.
     """
+    for service in read_services(path):
+        check_gateway(service.gateway)
+        models = service.resolve()
+        for model in models:
+            check_source(model)
+        if gpus is not None:
+            _check_gpus(models, gpus)
+
+
+def read_services(path: Path) -> list[ServiceConfig]:
+    """The settings of each application of ours in a Serve config file, at least one.
+
+    Raises:
+        ConfigError: the file cannot be read, or its settings are wrong; one line.
+    """
     try:
         document = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
@@ -29,17 +44,10 @@ def check(path: Path, gpus: int | None = None) -> None:
     ours = [app for app in applications if app.get("import_path") == IMPORT_PATH]
     if not ours:
         raise ConfigError(f"{path}: no application imports {IMPORT_PATH}")
-    for application in ours:
-        try:
-            service = ServiceConfig.model_validate(application.get("args") or {})
-        except ValidationError as error:
-            raise ConfigError(f"{path}: args: {describe_errors(error)}") from error
-        check_gateway(service.gateway)
-        models = service.resolve()
-        for model in models:
-            check_source(model)
-        if gpus is not None:
-            _check_gpus(models, gpus)
+    try:
+        return [ServiceConfig.model_validate(application.get("args") or {}) for application in ours]
+    except ValidationError as error:
+        raise ConfigError(f"{path}: args: {describe_errors(error)}") from error
 
 
 def _check_gpus(models: list[ModelConfig], gpus: int) -> None:

@@ -7,7 +7,7 @@ internals; tests/unit/test_vllm_contract.py fails when a pinned version changes 
 from vllm.config import VllmConfig
 from vllm.lora.request import LoRARequest
 from vllm.pooling_params import PoolingParams
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, SamplingType
 from vllm.tasks import POOLING_TASKS, SupportedTask
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.engine import (
@@ -20,6 +20,7 @@ from vllm.v1.engine import (
 )
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from vllm.v1.executor import Executor
 from vllm.v1.metrics.stats import PrefillStats, SchedulerStats
 from vllm.v1.outputs import LogprobsLists
@@ -42,9 +43,27 @@ __all__ = [
     "MsgpackEncoder",
     "PoolingParams",
     "PrefillStats",
+    "RequestOutputKind",
     "SamplingParams",
+    "SamplingType",
     "SchedulerStats",
     "SupportedTask",
     "VllmConfig",
     "cached_tokenizer_from_config",
 ]
+
+
+def restart_output(processor: OutputProcessor, request: EngineCoreRequest) -> None:
+    """Have vLLM's front end forget what it has of an answer of which it has passed nothing on."""
+    state = processor.request_states.get(request.request_id)
+    if state is not None:
+        processor.request_states[request.request_id] = RequestState.from_new_request(
+            tokenizer=processor.tokenizer,
+            request=request,
+            prompt=state.prompt,
+            parent_req=state.parent_req,
+            request_index=state.request_index,
+            queue=state.queue,
+            log_stats=processor.log_stats,
+            stream_interval=processor.stream_interval,
+        )

@@ -5,7 +5,7 @@ import csv
 import json
 import re
 import sys
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +35,9 @@ Days and dates are in UTC. --since counts from then on, --until up to then.
 A key sees its own usage; PROXY_API_KEY sees every key's.
 Exit codes: 0 ok, 1 the service failed, 2 wrong usage, 130 interrupted.
 """
-AGO = re.compile(r"[0-9]{1,4}[hdw]")
+AGO = re.compile(r"([0-9]{1,4})([hdw])")
+HOURS = {"h": 1, "d": 24, "w": 7 * 24}
+LONGEST_NAME = 128
 FIGURES = ("requests", "prompt", "cached", "output", "reasoning", "failed", "aborted", "refused", "ttft")
 ALWAYS = ("requests", "prompt", "output", "ttft")
 
@@ -47,16 +49,29 @@ class By(StrEnum):
 
 
 def _moment(text: str) -> str:
-    if not AGO.fullmatch(text):
-        try:
-            datetime.fromisoformat(text)
-        except ValueError:
-            raise typer.BadParameter("give a date (2026-01-31), a time, or an age (12h, 7d, 4w)") from None
+    try:
+        _time_of(text)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter("give a date (2026-01-31), a time, or an age (12h, 7d, 4w)") from None
     return text
 
 
-Key = Annotated[str | None, typer.Option(metavar="ID", help="Only this key, by its id.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help="Only this model.")]
+def _time_of(text: str) -> datetime:
+    """Raises ValueError or OverflowError for what is no moment."""
+    if ago := AGO.fullmatch(text):
+        return datetime.now(UTC) - timedelta(hours=int(ago[1]) * HOURS[ago[2]])
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+def _name(text: str) -> str:
+    if not 1 <= len(text) <= LONGEST_NAME or not text.isprintable():
+        raise typer.BadParameter(f"give 1 to {LONGEST_NAME} printable characters")
+    return text
+
+
+Key = Annotated[str | None, typer.Option(metavar="ID", parser=_name, help="Only this key, by its id.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", parser=_name, help="Only this model.")]
 Since = Annotated[str | None, typer.Option(metavar="7d|DATE", parser=_moment, help="From then on.")]
 Until = Annotated[str | None, typer.Option(metavar="7d|DATE", parser=_moment, help="Up to, and without, then.")]
 Grouping = Annotated[By, typer.Option("--by", help="One line for each.")]
@@ -77,6 +92,8 @@ def usage(
     """Sum up requests and tokens. Requests that failed, were aborted or refused are counted, and shown apart."""
     if as_csv and as_json:
         raise typer.BadParameter("--csv and --json exclude each other")
+    if since and until and _time_of(since) >= _time_of(until):
+        raise typer.BadParameter("--until must be later than --since")
     given = {"by": by.value, "key": key, "model": model, "since": since, "until": until}
     query = {name: value for name, value in given.items() if value is not None}
     aside = terminal(stderr=True)
@@ -115,7 +132,7 @@ def _table(reply: "Usage") -> Table:
     totals = _figures(reply.total)
     shown = [name for name in FIGURES if name in ALWAYS or totals[name] != "0"]
     for name in shown:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for total in reply.data:
         figures = _figures(total)
         table.add_row(Text(one_line(total.group), style="bold"), *(figures[name] for name in shown))

@@ -50,6 +50,8 @@ class Header(msgspec.Struct, array_like=True, gc=False):
     """The replica's id in Serve."""
     offsets: list[int] = []
     """For each output, how many tokens of its attempt were pushed before it."""
+    begun: list[str] = []
+    """Request ids, marked with the attempt, that were held back here and are given to the engine core now."""
     taken: list[str] = []
     """Request ids, marked with the attempt, that this replica carries from now on."""
     leaving_s: float | None = None
@@ -122,6 +124,10 @@ class TokenSender:
         """
         self._send(address, Header(self._replica, offsets), self._outputs.encode(outputs))
 
+    def begin(self, address: str, attempt: str) -> None:
+        """Tell a gateway that an attempt is given to the engine core now; raises SinkGone as `push` does."""
+        self._send(address, Header(self._replica, begun=[attempt]))
+
     def take(self, address: str, attempt: str) -> None:
         """Tell a gateway that this replica carries an attempt of a request; raises SinkGone as `push` does."""
         self._send(address, Header(self._replica, taken=[attempt]))
@@ -153,9 +159,9 @@ class TokenSender:
     def close(self, flush_s: float = 0) -> None:
         """Close all lines, after giving what waits in them `flush_s` seconds to leave."""
         for line in self._lines.values():
-            line.socket.disable_monitor()
+            line.close(flush_s)
         self._lines.clear()
-        self._context.destroy(int(flush_s * 1000))
+        self._context.destroy(0)
 
     def _send(self, address: str, header: Header, outputs: Sequence[Any] = ()) -> None:
         if (line := self._lines.get(address)) is None:
@@ -204,9 +210,10 @@ class _Line:
                     self._patience_s = LET_IN_S
         self.down_s = 0.0 if self._up else self.down_s + elapsed_s
 
-    def close(self) -> None:
+    def close(self, flush_s: float = 0) -> None:
+        # Left to the garbage collector, a socket would wait for ever for a gateway that is gone.
         self.socket.disable_monitor()
-        self.socket.close(0)
+        self.socket.close(int(flush_s * 1000))
 
 
 class _Only:

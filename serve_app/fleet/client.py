@@ -2,25 +2,31 @@
 
 `AsyncLLM` above it believes that it talks to one engine core. Each request goes out as one unary Serve call,
 which ends when its generation has ended; its tokens come back by the token channel and pass the journal.
-When the call fails because the replica died, the request goes out again with what was delivered.
+When the call fails because the replica died, `resume.py` decides how the request goes on.
 """
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
-import torch
-from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.fleet.channel import SinkGone, TokenReceiver
-from serve_app.fleet.gauges import Gauges
+from serve_app.fleet.budget import MoveBudget
+from serve_app.fleet.call import ReplicaCall
+from serve_app.fleet.channel import TokenReceiver
+from serve_app.fleet.failures import Loss
 from serve_app.fleet.journal import Entry, Journal, TokensLost
+from serve_app.fleet.load import FleetLoad, translate_times
+from serve_app.fleet.outbox import Outbox
 from serve_app.fleet.peers import Deployment, Limits, Peers
+from serve_app.fleet.quarantine import Quarantine
+from serve_app.fleet.resume import End, EngineTraits, Move, decide, obstacle
 from serve_app.fleet.routing import Balancer
+from serve_app.fleet.settings import FailoverConfig
+from serve_app.fleet.suspects import Suspects
 from serve_app.vllm_seam import (
     EngineCoreClient,
     EngineCoreOutput,
@@ -28,27 +34,19 @@ from serve_app.vllm_seam import (
     EngineCoreRequest,
     FinishReason,
     LoRARequest,
-    MsgpackEncoder,
     SupportedTask,
 )
 
 logger = logging.getLogger("ray.serve")
 
-MAX_ATTEMPTS = 3  # a request that three replicas died with may be what killed them
-# How long the last tokens may trail the call that says they were sent.
-SETTLE_S = 5.0
-
-
-@dataclass
-class _Resources:
-    engine_dead: bool = False
+# How long a request waits that no replica could take.
+BUSY_S = 0.5
 
 
 class FleetClient(EngineCoreClient):
     """The methods of vLLM's `EngineCoreClient` that `AsyncLLM` uses to serve requests.
 
-    Needs a running event loop. Methods of the base class that steer a single engine core (sleep, profile,
-    weight transfer, elastic expert parallelism) raise NotImplementedError.
+    Needs a running event loop. Methods that steer a single engine core (sleep, profile) raise NotImplementedError.
     """
 
     engine_ranks_managed = (0,)
@@ -62,31 +60,37 @@ class FleetClient(EngineCoreClient):
         deployment: Deployment,
         limits: Limits,
         admit: Callable[[Entry], Awaitable[None]],
+        model: str,
+        engine: EngineTraits,
+        failover: FailoverConfig,
+        quarantine: Quarantine,
+        restart_output: Callable[[EngineCoreRequest], None],
     ) -> None:
         """Args:
         replicas: handle of the model's replica deployment.
         host: this node's address, where the token channel is bound.
-        tasks: what the model can do, as its engine core says.
-        deployment: those replicas as Serve sees them.
-        limits: what is expected of them.
-        admit: awaited before a request goes out, in the context of whoever asks; it may take its time, and
-            what it raises ends the request.
+        tasks: what the model can do.
+        deployment, limits: those replicas as Serve sees them, and what is expected of them.
+        admit: awaited before a request goes out, in the context of whoever asks; what it raises ends the request.
+        model: the model's id.
+        engine, failover: what decides whether its requests can be resumed, how often, and how fast.
+        quarantine: the requests that are suspected of killing replicas, whatever model they are for.
+        restart_output: has the front end forget what it has taken of a request's answer.
         """
-        self.resources = _Resources()
+        self.resources = SimpleNamespace(engine_dead=False)
         self.journal = Journal()
-        self._generate = replicas.options(method_name="generate")
-        self._tasks = tasks
-        self._deployment = deployment
-        self._admit = admit
+        self.budget, self._max_moves = MoveBudget(failover.tokens_per_s), failover.max_moves
+        self._tasks, self._engine = tasks, engine
+        self._deployment, self._admit = deployment, admit
+        self._suspects, self._restart_output = Suspects(model, quarantine), restart_output
         self._receiver = TokenReceiver(host)
-        self._encoder = MsgpackEncoder()
-        self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
-        # Requests that the front end has neither read to the end nor given up.
-        self._unread: dict[str, Entry] = {}
-        self._gauges = Gauges()
+        self._outbox, self._load = Outbox(), FleetLoad()
+        self._unread: dict[str, Entry] = {}  # what the front end has neither read to the end nor given up
         self._attempts: set[asyncio.Task[None]] = set()
-        self._peers = Peers(self.journal, deployment, limits, move=self._relocate, lost=self._take_back)
+        by_plan, can_move = partial(self._move, loss=Loss.PLANNED), lambda entry: decide(entry, engine) is not Move.FAIL
+        self._peers = Peers(self.journal, deployment, limits, can_move=can_move, move=by_plan, lost=self._move)
         self._balancer = Balancer(self._peers.suspects)
+        self._call = ReplicaCall(replicas, self._receiver.sink, self._balancer)
         self._reader = asyncio.create_task(self._read())
         self._overseer = asyncio.create_task(self._peers.run())
 
@@ -96,13 +100,12 @@ class FleetClient(EngineCoreClient):
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         entry = self._unread[request.request_id] = self.journal.open(request)
         try:
+            self._suspects.screen(entry)
             await self._admit(entry)
         except BaseException:
-            # `AsyncLLM` already waits for this request; it forgets one only at its last output.
-            self._end(entry, FinishReason.ABORT)
+            self._end(entry, FinishReason.ABORT)  # `AsyncLLM` waits for it already, until its last output
             raise
         if self.journal.holds(entry):
-            entry.dispatched_at = time.monotonic()
             self._start(entry)
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
@@ -113,7 +116,7 @@ class FleetClient(EngineCoreClient):
                 entry.task.cancel()
 
     async def get_output_async(self) -> EngineCoreOutputs:
-        step = await self._outputs.get()
+        step = await self._outbox.get()
         for output in step.outputs:
             if (entry := self._unread.get(output.request_id)) is not None:
                 entry.read += len(output.new_token_ids)
@@ -152,87 +155,83 @@ class FleetClient(EngineCoreClient):
 
     async def _attempt(self, entry: Entry) -> None:
         """Have one replica carry the request to its end, or move it when that replica is gone."""
-        request = entry.attempt_request()
-        frames = [bytes(frame) for frame in self._encoder.encode(request)]  # type: ignore[arg-type]
-        hint = self._balancer.hint(request)
-        call = self._generate.remote(self._receiver.sink, request.request_id, frames, hint=hint)
-        try:
-            await call
-            if await self._settled(entry):
-                self._balancer.learn(len(entry.tokens))
-                return
-            logger.warning("request %s: its last tokens were lost", request.request_id)
-        except asyncio.CancelledError:
-            call.cancel()  # type: ignore[no-untyped-call]
-            raise
-        except (RayActorError, SinkGone) as error:
-            self._gauges.clear()
-            self._peers.forget(entry.carrier)
-            self._deployment.wake()
-            logger.warning("request %s: replica gone (%s)", request.request_id, type(error).__name__)
-        except Exception:  # the boundary to Serve: whatever failed, this request ends and the others go on
-            logger.exception("request %s failed in the replica", request.request_id)
-            self._end(entry, FinishReason.ERROR)
-            return
-        finally:
-            hint.end()
-        self._move(entry)
+        if entry.attempt:
+            await self.budget.take(entry.prompt_tokens + len(entry.tokens))
+        async with self._suspects.turn(entry):
+            if entry.refused:
+                return self._refuse(entry)
+            while (loss := await self._call(entry)) is Loss.BUSY:
+                entry.held = True
+                await asyncio.sleep(BUSY_S)
+            if loss in {Loss.DEATH, Loss.DROPPED}:
+                self._load.forget()
+                self._peers.forget(entry.carrier)
+                self._deployment.wake()
+            if loss is Loss.FAILED:
+                self._end(entry, FinishReason.ERROR)
+            elif loss is not None:
+                self._move(entry, loss)
 
-    async def _settled(self, entry: Entry) -> bool:
-        """Wait for the last tokens of a request that the replica has ended; False if they do not come."""
-        try:
-            await asyncio.wait_for(entry.finished.wait(), SETTLE_S)
-        except TimeoutError:
-            return False
-        return True
+    def _move(self, entry: Entry, loss: Loss = Loss.DEATH) -> None:
+        """Have another replica go on with the request, or end it where that would not be faithful.
 
-    def _move(self, entry: Entry) -> None:
-        """Send the request to another replica, or end it where that would not be faithful."""
+        One that is to move by plan and cannot do so stays where it is.
+        """
         if not self.journal.holds(entry):
             return
-        if (end := entry.exhausted()) is not None:
-            self._end(entry, *end)
-        elif entry.attempt - entry.relocations + 1 < MAX_ATTEMPTS and entry.resumable():
-            entry.next_attempt()
-            self._start(entry)
-        else:
-            self._end(entry, FinishReason.ERROR)
-
-    def _take_back(self, entry: Entry) -> None:
-        """Move a request whose replica will not end the call by itself."""
-        if entry.task is not None:
+        planned = loss is Loss.PLANNED
+        step = decide(entry, self._engine)
+        if planned and step is Move.FAIL:
+            return
+        if entry.task is not None and entry.task is not asyncio.current_task():
             entry.task.cancel()
-        self._move(entry)
+        if loss is Loss.DEATH and self._suspects.replica_died(entry):
+            logger.error("request %s has killed two replicas: it is refused from now on", entry.request.request_id)
+            return self._refuse(entry)
+        if isinstance(step, End):
+            return self._end(entry, *step)
+        if step is Move.FAIL or (not planned and entry.moves == self._max_moves):
+            why = obstacle(entry, self._engine) or "it has moved often enough"
+            logger.warning("request %s is given up: %s", entry.request.request_id, why)
+            return self._end(entry, FinishReason.ERROR)
+        if step is Move.RETRY and entry.tokens:
+            self._outbox.take_back(entry.request.request_id)
+            entry.forget()
+            self._restart_output(entry.request)
+        entry.moves += not planned
+        entry.next_attempt()
+        self._start(entry)
 
-    def _relocate(self, entry: Entry) -> None:
-        """Move a request off a replica that is being stopped, which costs it none of its moves."""
-        entry.relocations += 1
-        self._take_back(entry)
+    def _refuse(self, entry: Entry) -> None:
+        """End a request that kills replicas."""
+        if entry.on_refused is not None:
+            entry.on_refused()
+        self._end(entry, FinishReason.ERROR)
 
     def _end(self, entry: Entry, finish_reason: FinishReason, stop_reason: int | None = None) -> None:
         """End a request in place of a replica."""
         request_id = entry.request.request_id
         if self.journal.holds(entry):
             self.journal.close(request_id)
-            output = EngineCoreOutput(request_id, [], finish_reason=finish_reason, stop_reason=stop_reason)
-            if entry.request.pooling_params is not None:
-                # vLLM takes an output without one for generated, and its output handler dies of that.
-                output.pooling_output = torch.empty(0)
-                if finish_reason is FinishReason.ERROR and entry.on_error is not None:
-                    entry.on_error()  # vLLM would answer with the empty vector
-            self._outputs.put_nowait(EngineCoreOutputs(outputs=[output]))
+            self._outbox.put_end(entry.request, finish_reason, stop_reason)
+            pooled = entry.request.pooling_params is not None
+            if pooled and finish_reason is FinishReason.ERROR and entry.on_error is not None:
+                entry.on_error()  # vLLM would answer with an empty vector
 
     async def _read(self) -> None:
         while True:
             header, step = await self._receiver.receive()
             self._peers.heard(header)
+            for entry in filter(None, map(self.journal.entry_at, header.begun)):
+                entry.begin()
+            translate_times(step)
             outputs = zip(step.outputs, header.offsets, strict=True)
             step.outputs = [output for output, offset in outputs if self._accept(output, offset)]
             if (stats := step.scheduler_stats) is not None:
                 self._balancer.report(header.replica, stats.num_running_reqs + stats.num_waiting_reqs)
-                self._gauges.combine(header.replica, stats)
+                self._load.combine(header.replica, stats)
             if step.outputs or stats is not None:
-                self._outputs.put_nowait(step)
+                self._outbox.put(step)
 
     def _accept(self, output: EngineCoreOutput, offset: int) -> bool:
         """Write an output into the journal; False if its attempt was given up or its client has left."""
@@ -243,6 +242,8 @@ class FleetClient(EngineCoreClient):
             self.journal.record(entry, output, offset)
         except TokensLost:
             logger.warning("request %s: tokens lost on the way", output.request_id)
-            self._take_back(entry)
+            self._move(entry, Loss.DROPPED)
             return False
+        if entry.suspicion:
+            self._suspects.answered(entry)
         return True

@@ -5,6 +5,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 
+from serve_app.fleet.suspicion import Suspicion
 from serve_app.vllm_seam import EngineCoreOutput, EngineCoreRequest, FinishReason
 
 # The share of the newest interval in the mean.
@@ -21,19 +22,27 @@ class Entry:
     __slots__ = (
         "attempt",
         "base",
+        "begun",
         "cached_tokens",
         "carrier",
+        "died_at",
         "dispatched_at",
         "finish_reason",
         "finished",
         "first_token_at",
+        "held",
         "last_token_at",
+        "moves",
         "on_close",
         "on_error",
         "on_first_token",
+        "on_refused",
         "read",
-        "relocations",
+        "refused",
+        "replicas",
         "request",
+        "sent",
+        "suspicion",
         "task",
         "tokens",
     )
@@ -43,13 +52,28 @@ class Entry:
         self.tokens: list[int] = []
         self.read = 0
         """Tokens that the front end has taken; those that come after it has given the request up are not."""
+        self.sent = 0
+        """Of those, the tokens that the front end has made an answer of and passed on."""
         self.cached_tokens = 0
-        """Prompt tokens that the first attempt found in the KV cache."""
+        """Prompt tokens that the attempt which began the answer found in the KV cache."""
         self.dispatched_at: float | None = None
-        """When it first went to a replica; this and the next two in seconds of the monotonic clock."""
+        """When a replica got it to begin; this and the next two in seconds of the monotonic clock."""
         self.first_token_at: float | None = None
         self.last_token_at: float | None = None
-        """When a token came, or the request moved."""
+        """When a token came, or a replica got the request to go on with."""
+        self.replicas = 0
+        """Those that have worked on it, one after another."""
+        self.moves = 0
+        """How often it has moved because a replica was lost."""
+        self.begun = False
+        """Whether the engine core of its present replica may have it."""
+        self.held = False
+        """Whether it waits for its turn to go on, which its deadlines do not count."""
+        self.died_at: int | None = None
+        """How many tokens it had when a replica died over it, the last time."""
+        self.suspicion = Suspicion.NONE
+        self.refused = False
+        """Whether it is known to kill replicas."""
         self.finish_reason: FinishReason | None = None
         """As the front end has read it; None while it runs, and when the request was given up."""
         self.on_first_token: Callable[[], None] | None = None
@@ -57,11 +81,11 @@ class Entry:
         """Called if it is given up, where vLLM has no way to say so."""
         self.on_close: Callable[[], None] | None = None
         """Called once, when the request needs no replica any more."""
+        self.on_refused: Callable[[], None] | None = None
+        """Called if it is given up because it kills replicas."""
         self.attempt = 0
         self.carrier: str | None = None
         """The replica that has said it carries the present attempt."""
-        self.relocations = 0
-        """Moves off a replica that was being stopped."""
         self.base = 0
         self.finished = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -80,18 +104,33 @@ class Entry:
         params = self.request.sampling_params
         return 0 if params is None else params.max_tokens or 0
 
-    def next_attempt(self) -> None:
-        """Give up the present attempt: what it still sends is dropped."""
-        self.attempt += 1
-        self.carrier = None
-        self.base = len(self.tokens)
+    def begin(self) -> None:
+        """A replica is given the present attempt to work on: from now on its deadlines count."""
+        self.replicas += not self.begun
+        self.begun, self.held = True, False
         if self.tokens:
             self.last_token_at = time.monotonic()
         else:
             self.dispatched_at = time.monotonic()
 
+    def next_attempt(self) -> None:
+        """Give up the present attempt: what it still sends is dropped."""
+        self.attempt += 1
+        self.base = len(self.tokens)
+        self.carrier = None
+        self.begun, self.held = False, True
+
+    def forget(self) -> None:
+        """Forget the answer so far, of which nobody has been told."""
+        self.tokens.clear()
+        self.read = self.cached_tokens = 0
+        self.first_token_at = self.last_token_at = self.on_first_token = None
+
     def attempt_request(self) -> EngineCoreRequest:
-        """The request as this attempt sends it: delivered tokens are prompt, and count against the limits."""
+        """The request as this attempt sends it: delivered tokens are prompt, and count against the limits.
+
+        Not against a thinking budget: vLLM counts that from the start of the reasoning, in the prompt as well.
+        """
         request = copy.copy(self.request)
         request.request_id = f"{self.request.request_id}~{self.attempt}"
         params = request.sampling_params
@@ -101,45 +140,11 @@ class Entry:
         if params.max_tokens is not None:
             params.max_tokens -= len(self.tokens)
         params.min_tokens = max(0, params.min_tokens - len(self.tokens))
-        params.prompt_logprobs = None
+        # They came with the first token.
+        params.prompt_logprobs = params.prompt_logprob_token_ids = params.prompt_logprob_start = None
         request.sampling_params = params
         request.prompt_token_ids = [*(request.prompt_token_ids or ()), *self.tokens]
         return request
-
-    def resumable(self) -> bool:
-        """Whether the tokens that follow are those an undisturbed run would draw from.
-
-        Before the first token every request is. After it, vLLM keeps state of the output so far for grammars
-        (a new one starts at its root), for penalties that count output tokens only, and for explicit seeds
-        (a new generator repeats its first draws); prompts given as embeddings cannot take tokens behind them.
-        """
-        params = self.request.sampling_params
-        if not self.tokens or params is None:
-            return True
-        return (
-            params.structured_outputs is None
-            and not params.presence_penalty
-            and not params.frequency_penalty
-            and params.seed is None
-            and self.request.prompt_embeds is None
-        )
-
-    def exhausted(self) -> tuple[FinishReason, int | None] | None:
-        """Why this request has ended, if its last token has already arrived: vLLM's finish and stop reason.
-
-        The checks and their order are the scheduler's (vllm/v1/core/sched/utils.py, check_stop).
-        """
-        params = self.request.sampling_params
-        if params is None or not self.tokens:
-            return None
-        last = self.tokens[-1]
-        if last == params.eos_token_id:
-            return FinishReason.STOP, None
-        if last in (params.stop_token_ids or ()):
-            return FinishReason.STOP, last
-        if params.max_tokens is not None and len(self.tokens) >= params.max_tokens:
-            return FinishReason.LENGTH, None
-        return None
 
 
 class Journal:
@@ -210,10 +215,10 @@ class Journal:
                 entry.on_first_token()
         entry.tokens.extend(output.new_token_ids)
         output.request_id = entry.request.request_id
-        if output.prefill_stats is not None and not entry.attempt:
-            entry.cached_tokens = output.prefill_stats.num_cached_tokens
         if entry.base:
             # Counts the delivered tokens as prompt, which they are to this replica alone.
             output.prefill_stats = None
+        elif output.prefill_stats is not None:
+            entry.cached_tokens = output.prefill_stats.num_cached_tokens
         if output.finished:
             self.close(output.request_id)

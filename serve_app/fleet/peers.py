@@ -69,16 +69,19 @@ class Peers:
         deployment: Deployment,
         limits: Limits,
         *,
+        can_move: Callable[[Entry], bool],
         move: Callable[[Entry], None],
         lost: Callable[[Entry], None],
     ) -> None:
         """Args:
+        can_move: whether a request could go on elsewhere.
         move: takes a request off a replica that is being stopped.
         lost: takes one off a replica that is gone.
         """
         self._journal = journal
         self._deployment = deployment
         self._limits = limits
+        self._can_move = can_move
         self._move = move
         self._lost = lost
         self.suspects: set[str] = set()
@@ -156,7 +159,7 @@ class Peers:
         if not set(self._deployment.running()) - leaving:
             self._deployment.wake()  # nobody can take them: they run on where they are
             return
-        movable = [entry for entry in self._carried_by(replica) if entry.resumable()]
+        movable = [entry for entry in self._carried_by(replica) if self._can_move(entry)]
         peer.due += elapsed_s * max(self._limits.moves_per_s, len(movable) / max(leaving_s - MARGIN_S, elapsed_s))
         moving, peer.due = movable[: int(peer.due)], peer.due % 1
         for entry in moving:

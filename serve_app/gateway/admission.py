@@ -68,11 +68,9 @@ class Admission:
     """The places of one model and the queue for them. For one event loop, whose time it goes by."""
 
     def __init__(self, config: AdmissionConfig, capacity: int) -> None:
-        """Open a model.
-
-        Args:
-            config: bounds of the queue.
-            capacity: answers that may run at once, of which a request can have several; `set_capacity` changes it.
+        """Args:
+        config: bounds of the queue.
+        capacity: answers that may run at once, of which a request can have several; `set_capacity` changes it.
         """
         self._config = config
         self._capacity = capacity
@@ -215,9 +213,8 @@ class Admission:
             self._refuse(waiter)
 
     def _is_full(self, cost: int) -> bool:
-        if len(self._queue) >= self._config.max_waiting:
-            return True
-        return len(self._queue) > 0 and self._queue.cost + cost > self._config.max_waiting_tokens
+        waiting, tokens = len(self._queue), self._queue.cost + cost
+        return waiting >= self._config.max_waiting or (waiting > 0 and tokens > self._config.max_waiting_tokens)
 
     def _overloaded(self, key: str, weight: float) -> Overloaded:
         seconds = self._wait_s(key, weight) if self._usual_cost is not None else UNKNOWN_RETRY_AFTER_S

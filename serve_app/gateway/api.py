@@ -99,7 +99,7 @@ class GatewayApp:
         route = MODEL_ROUTES.get(path) if scope["method"] == "POST" else None
         try:
             call = await self._open(caller, request_id)
-        except GatewayError as error:
+        except BaseException as error:
             if route is not None:
                 self.inference.note_refusal(caller, path, request_id, error)
             raise

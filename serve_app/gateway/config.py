@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from pydantic import Field, PositiveInt
 
+from serve_app.fleet.settings import FailoverConfig
 from serve_app.gateway.admission import AdmissionConfig
 from serve_app.gateway.cors import parse_origins
 from serve_app.gateway.deadlines import DeadlinesConfig
@@ -40,6 +41,8 @@ class GatewayConfig(Closed):
     """The queue in front of each model."""
     deadlines: DeadlinesConfig = DeadlinesConfig()
     """How long an answer may take."""
+    failover: FailoverConfig = FailoverConfig()
+    """What becomes of requests whose replica is lost."""
     ledger: LedgerConfig = LedgerConfig()
     """Where the usage of each request is written."""
 

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import ray
@@ -13,6 +14,8 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from serve_app.config import ModelConfig
+from serve_app.fleet import quarantine_board
+from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.watch import FleetWatch
 from serve_app.gateway.aliases import Alias
 from serve_app.gateway.api import GatewayApp
@@ -45,15 +48,19 @@ class Gateway:
         replicas: list[DeploymentHandle[Any]],
         aliases: dict[str, Alias],
         limiter: DeploymentHandle[Any] | None = None,
+        board: DeploymentHandle[Any] | None = None,
     ) -> None:
         """Args:
+        config: the gateways'.
         models, replicas, aliases: what is deployed beside this gateway at first, and handles of it.
         limiter: the one that several gateways share, where they do not share a Redis.
+        board: the quarantine board that several gateways share.
         """
         listen_on_node_address()
         watch = FleetWatch()
+        self._quarantine, self._board = Quarantine(config.failover.refuse_s), board
         self._models = Models(list(map(Model, models, replicas)), aliases, watch)
-        self._roster = Roster(self._models, watch, config)
+        self._roster = Roster(self._models, watch, config, self._quarantine)
         registry = CollectorRegistry()
         self._keyring = Keyring(config.keys)
         self._limits = RequestLimits(_open_limiter(config, limiter, registry), config.limits.lease_s)
@@ -93,6 +100,8 @@ class Gateway:
             tasks.create_task(self._roster.run(host))
             tasks.create_task(self._keyring.run())
             tasks.create_task(self._limits.run())
+            if self._board is not None:
+                tasks.create_task(quarantine_board.share(self._quarantine, _caller(self._board)))
 
 
 def _cache_secret() -> bytes:
@@ -109,10 +118,15 @@ def _open_limiter(config: GatewayConfig, shared: DeploymentHandle[Any] | None, r
         one: Limiter = redis.RedisLimiter(redis.connect(url), config.limits.lease_s)
         failures = redis.FAILURES
     elif shared is not None:
-        one = actor.ActorLimiter(lambda method, *arguments: getattr(shared, method).remote(*arguments))
+        one = actor.ActorLimiter(_caller(shared))
     else:
         return local
     return FallbackLimiter(one, local, gateways=config.replicas, failures=failures, registry=registry)
+
+
+def _caller(handle: DeploymentHandle[Any]) -> Callable[..., Awaitable[Any]]:
+    """Calls a method of a deployment by name."""
+    return lambda method, *arguments: getattr(handle, method).remote(*arguments)
 
 
 def _exit_on_error(task: asyncio.Task[None]) -> None:

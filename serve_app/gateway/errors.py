@@ -22,6 +22,7 @@ GatewayError
         InvalidContent        400  text that would stand for media
         RequestTooSlow        400  the head or the body did not come in time
     Unprocessable       422  the body is well formed, but what it refers to cannot be used
+        RequestRefused  422  the request is known to kill replicas
     TooLarge            413  the body is over the limit
     UnsupportedMedia    415  a content type or encoding that the route does not take
     RateLimited         429  one of the key's limits is reached
@@ -30,7 +31,7 @@ GatewayError
     ModelLoading        503  no replica of the model can answer yet
     ModelFailed         503  the replicas of the model do not start
     Overloaded          503  the model has no place for the request, or none in time
-    GatewayUnavailable  503  no gateway answers
+    GatewayUnavailable  503  no gateway answers: the service is starting, or one has died with the request
     DeadlineExceeded    504  the answer took longer than a deadline allows
     UsageUnavailable    503  the usage ledger's database does not answer
 """
@@ -39,6 +40,8 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 Headers = list[tuple[bytes, bytes]]
+# Keeps OpenAI's and Anthropic's clients from sending a request again by themselves.
+NO_RETRY = (("x-should-retry", "false"),)
 
 
 class GatewayError(Exception):
@@ -146,16 +149,21 @@ class ContextLengthExceeded(BadRequest):
 
 
 class RequestTooSlow(BadRequest):
-    """No 408, as with `DeadlineExceeded`."""
-
     code = "request_timeout"
 
     def __init__(self, what: str, limit_s: float) -> None:
-        super().__init__(f"{what} did not come within {limit_s:g} seconds.", headers=[("x-should-retry", "false")])
+        super().__init__(f"{what} did not come within {limit_s:g} seconds.", headers=NO_RETRY)
 
 
 class Unprocessable(GatewayError):
     status, type, code = 422, "invalid_request_error", "invalid_value"
+
+
+class RequestRefused(Unprocessable):
+    code = "request_refused"
+
+    def __init__(self) -> None:
+        super().__init__("The model has failed twice over this request, which is refused for now.", headers=NO_RETRY)
 
 
 class TooLarge(GatewayError):
@@ -179,14 +187,8 @@ class RateLimited(GatewayError):
 class ModelLoading(GatewayError):
     status, type, code = 503, "server_error", "model_loading"
 
-    # Loading takes from half a minute to many; a client that asks this often costs nothing.
-    retry_after_s: ClassVar[int] = 10
-
     def __init__(self, model: str) -> None:
-        super().__init__(
-            f"The model `{model}` is loading. Try again in {self.retry_after_s} seconds.",
-            headers=[("retry-after", str(self.retry_after_s))],
-        )
+        super().__init__(f"The model `{model}` is loading. Try again in 10 seconds.", headers=[("retry-after", "10")])
 
 
 class ModelFailed(GatewayError):
@@ -195,17 +197,15 @@ class ModelFailed(GatewayError):
     status, type, code = 503, "server_error", "model_failed"
 
     def __init__(self, model: str) -> None:
-        super().__init__(
-            f"The model `{model}` does not start. Whoever runs the service has to repair it.",
-            headers=[("x-should-retry", "false")],
-        )
+        message = f"The model `{model}` does not start. Whoever runs the service has to repair it."
+        super().__init__(message, headers=NO_RETRY)
 
 
 class UpstreamFailed(GatewayError):
     status, type, code = 500, "server_error", "upstream_failed"
 
-    def __init__(self) -> None:
-        super().__init__("The model failed while it answered. The answer is not complete.")
+    def __init__(self, headers: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__("The model failed while it answered. The answer is not complete.", headers=headers)
 
 
 class Overloaded(GatewayError):
@@ -219,8 +219,6 @@ class Overloaded(GatewayError):
 
 
 class GatewayUnavailable(GatewayError):
-    """No gateway answers: the service is starting, or one has died with the request."""
-
     status, type, code = 503, "service_unavailable_error", "gateway_unavailable"
 
     def __init__(self) -> None:
@@ -245,4 +243,4 @@ class DeadlineExceeded(GatewayError):
     def __init__(self, what: str, limit_s: float | None = None) -> None:
         """`limit_s`: None: it is not known here."""
         limit = "the service allows" if limit_s is None else f"{limit_s:g} seconds"
-        super().__init__(f"{what} took longer than {limit}.", headers=[("x-should-retry", "false")])
+        super().__init__(f"{what} took longer than {limit}.", headers=NO_RETRY)

@@ -9,7 +9,7 @@ import contextlib
 import json
 import pickle
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +28,7 @@ from vllm.entrypoints.serve.exception_handling.register import init_exception_ha
 from vllm.entrypoints.serve.tokenize.api_router import attach_router as attach_tokenize
 from vllm.entrypoints.speech_to_text.factories import register_speech_to_text_api_routers
 from vllm.envs import enable_envs_cache
+from vllm.outputs import RequestOutput
 from vllm.reasoning import ReasoningParserManager
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
@@ -36,12 +37,15 @@ from serve_app.config import ModelConfig
 from serve_app.fleet.client import FleetClient
 from serve_app.fleet.journal import Entry
 from serve_app.fleet.peers import Deployment, Limits
+from serve_app.fleet.quarantine import Quarantine
+from serve_app.fleet.settings import FailoverConfig
+from serve_app.gateway import ticket as tickets
 from serve_app.gateway.admission import Admission, AdmissionConfig
-from serve_app.gateway.ticket import admit
+from serve_app.gateway.policy.reading import Reading
 from serve_app.replica.arguments import parse_arguments
 from serve_app.replica.deployment import Description
 from serve_app.telemetry.metrics import adopt_vllm_metrics
-from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, VllmConfig
+from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, VllmConfig, restart_output
 
 MOST_TOKENS = 8  # of a chunk, under load
 HELD_BACK_S = 0.06  # a token waits no longer for the others of its chunk
@@ -60,6 +64,7 @@ class Frontend:
         engine: AsyncLLM,
         metrics: CollectorRegistry,
         admission: AdmissionConfig,
+        reading: Reading,
         count_reasoning: Callable[[Entry], int],
     ) -> None:
         self._app = app
@@ -68,6 +73,7 @@ class Frontend:
         self._idle.set()
         self.fleet = fleet
         self.metrics = metrics
+        self.reading = reading
         self.count_reasoning = count_reasoning
         """How many of the tokens that the client was told of are reasoning."""
         self._engine = engine
@@ -107,12 +113,15 @@ class Frontend:
         tokens = min(1 + self._open // busy_from, MOST_TOKENS, int(HELD_BACK_S / self.fleet.journal.token_interval_s))
         self._engine.output_processor.stream_interval = max(self._stream_interval, tokens, 1)
 
-    async def close(self, within_s: float) -> None:
+    async def retire(self, within_s: float) -> None:
         """Let the open requests end, for so many seconds at most; those that do not are failed."""
         for patience_s in (within_s, FAILED_S):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), patience_s)
             self.fleet.fail_all()
+        self.close()
+
+    def close(self) -> None:
         self._engine.shutdown()
 
 
@@ -124,6 +133,8 @@ async def open_frontend(
     host: str,
     deployment: Deployment,
     admission: AdmissionConfig,
+    failover: FailoverConfig,
+    quarantine: Quarantine,
 ) -> Frontend:
     """Build the front end of a model from what one of its replicas said of it."""
     enable_envs_cache()
@@ -132,10 +143,21 @@ async def open_frontend(
     config: VllmConfig = pickle.loads(description.config)  # noqa: S301 - from our replica, by Serve
     # The replica's has the reasoning parser, which vLLM takes from a flag of its own when it builds the whole config.
     arguments.structured_outputs_config = config.structured_outputs_config
-    limits = Limits(model.watchdog.silent_s, model.drain_moves_per_s)
-    fleet = FleetClient(replicas, host, description.tasks, deployment=deployment, limits=limits, admit=admit)
+    fleet = FleetClient(
+        replicas,
+        host,
+        description.tasks,
+        deployment=deployment,
+        limits=Limits(model.watchdog.silent_s, model.drain_moves_per_s),
+        admit=tickets.admit,
+        model=model.id,
+        engine=description.traits,
+        failover=failover,
+        quarantine=quarantine,
+        restart_output=lambda request: restart_output(engine.output_processor, request),
+    )
     with _engine_core_is(fleet):
-        engine = AsyncLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
+        engine = _MeteredLLM.from_vllm_config(config, stat_loggers=[PrometheusStatLogger], disable_log_stats=True)
     engine.renderer.start_mm_warmup_in_background()
     app = _routes(arguments, description.tasks, config)
     await init_app_state(engine, app.state, arguments, description.tasks)
@@ -145,8 +167,22 @@ async def open_frontend(
         engine=engine,
         metrics=adopt_vllm_metrics(),
         admission=admission,
+        reading=Reading(engine.get_tokenizer(), engine.model_config.max_model_len),
         count_reasoning=_reasoning_counter(arguments, engine),
     )
+
+
+class _MeteredLLM(AsyncLLM):
+    """Counts the tokens that clients are sent: under load the front end holds some back for the next chunk."""
+
+    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
+        ticket = tickets.current.get()
+        async with contextlib.aclosing(super().generate(*args, **kwargs)) as outputs:
+            async for output in outputs:
+                yield output
+                # Who reads this has come back for more, so the chunk has been written.
+                for choice in output.outputs:
+                    ticket.note_sent(output.request_id, choice.index, len(choice.token_ids))
 
 
 def _reasoning_counter(arguments: Namespace, engine: AsyncLLM) -> Callable[[Entry], int]:
@@ -166,7 +202,7 @@ def _reasoning_counter(arguments: Namespace, engine: AsyncLLM) -> Callable[[Entr
         settings = entry.request.reasoning_parser_kwargs
         if settings is None:
             return 0
-        return int(counter(json.dumps(settings, sort_keys=True))(entry.tokens[: entry.read]))
+        return int(counter(json.dumps(settings, sort_keys=True))(entry.tokens[: entry.sent]))
 
     return count
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -20,14 +19,15 @@ from serve_app.gateway.errors import GatewayError, ModelFailed, ModelLoading, Ov
 from serve_app.gateway.frontend import Frontend
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.models import Model, Models, Name
-from serve_app.gateway.policy.check import Asked, Policy, for_model
+from serve_app.gateway.policy.check import Asked, Checked, Policy, for_model
 from serve_app.gateway.replies import JSON, style_of
 from serve_app.gateway.response import CLIENT_LEFT, Answer
 from serve_app.gateway.routes import ModelRoute
-from serve_app.gateway.ticket import Ticket, Usage
+from serve_app.gateway.rows import INTERNAL, row_of
+from serve_app.gateway.ticket import Ticket
+from serve_app.gateway.translate import internal_error
 from serve_app.ledger.row import Finish, Row
 from serve_app.ledger.writer import Ledger
-from serve_app.vllm_seam import FinishReason
 
 logger = logging.getLogger("ray.serve")
 
@@ -35,15 +35,6 @@ logger = logging.getLogger("ray.serve")
 UNAVAILABLE = (ModelLoading, ModelFailed, Overloaded)
 # Headers by which a client would choose ids, priority or a replica in vLLM; ours take their place.
 STEERING = frozenset({b"x-request-id", b"x-session-id", b"x-vllm-priority", b"x-data-parallel-rank", b"content-length"})
-OK, INTERNAL = 200, 500
-FINISHES: dict[FinishReason | None, Finish] = {
-    None: "stop",  # vLLM's front end found a stop string
-    FinishReason.STOP: "stop",
-    FinishReason.LENGTH: "length",
-    FinishReason.ABORT: "stop",
-    FinishReason.ERROR: "error",
-    FinishReason.REPETITION: "repetition",
-}
 
 
 class _Request(NamedTuple):
@@ -80,11 +71,19 @@ class Inference:
         except ClientLeft:
             call.client_left = True
             raise
+        except Exception:  # the caller logs it, and answers
+            call.error = internal_error(call.request_id)
+            call.status = call.status or INTERNAL
+            raise
         finally:
             await self._account(call, scope["path"])
 
-    def note_refusal(self, caller: Caller, path: str, request_id: str, error: GatewayError) -> None:
-        """Write the row of a request that the key's limits did not let in."""
+    def note_refusal(self, caller: Caller, path: str, request_id: str, error: BaseException) -> None:
+        """Write the row of a request that the key's limits did not let in, or that ended before they could."""
+        finish: Finish = "abort" if isinstance(error, asyncio.CancelledError) else "error"
+        status = CLIENT_LEFT if finish == "abort" else INTERNAL
+        if isinstance(error, GatewayError):
+            finish, status = "refused", error.status
         if self._ledger is not None:
             self._ledger.add(
                 Row(
@@ -94,9 +93,9 @@ class Inference:
                     model="",
                     route=path,
                     duration_s=0.0,
-                    finish="refused",
+                    finish=finish,
                     attempts=0,
-                    status=error.status,
+                    status=status,
                 )
             )
 
@@ -159,20 +158,22 @@ class Inference:
         token = tickets.current.set(ticket)
         try:
             inner = _inner_scope(route, scope, checked.body, call.request_id)
-            await answer.run(self._app(call, ticket, route, model), inner, replay(checked.body, request.receive))
+            app = self._app(call, ticket, route, model, checked)
+            await answer.run(app, inner, replay(checked.body, request.receive))
         finally:
             tickets.current.reset(token)
             ticket.close()
             call.status, call.error, call.client_left = answer.status, answer.error, answer.client_left
         return not answer.is_for_others
 
-    def _app(self, call: Call, ticket: Ticket, route: ModelRoute, model: Model) -> ASGIApp:
+    def _app(self, call: Call, ticket: Ticket, route: ModelRoute, model: Model, checked: Checked) -> ASGIApp:
         """The model's front end, which it may have to wait for."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             call.frontend = frontend = await model.opened()
             try:
                 _check_route(route, model, frontend)
+                frontend.reading.check(checked, self._config.policy, call.caller.limits.context)
                 ticket.check()
             except GatewayError as refusal:
                 ticket.refuse(refusal)
@@ -185,7 +186,7 @@ class Inference:
         used = call.usage()
         # The row first: Serve cancels a request whose client has left, and can do so at any `await`.
         if self._ledger is not None:
-            self._ledger.add(_row(call, path, used))
+            self._ledger.add(row_of(call, path, used))
         await call.settle()
 
 
@@ -197,38 +198,6 @@ def _admission(model: Model) -> Admission:
 def _check_route(route: ModelRoute, model: Model, frontend: Frontend) -> None:
     if route.path not in frontend.paths:
         raise TaskNotSupported(f"The model `{model.config.id}` does not support {route.path}.", param="model")
-
-
-def _row(call: Call, path: str, used: Usage) -> Row:
-    reasoning = 0
-    if call.status != OK:
-        used = used._replace(output_tokens=0)  # an error, or nothing at all, is all that the client got
-    elif call.frontend and call.ticket:
-        reasoning = sum(map(call.frontend.count_reasoning, call.ticket.entries))
-    return Row(
-        time=call.arrived,
-        request_id=call.request_id,
-        key_id=call.caller.id,
-        model=call.model,
-        route=path,
-        prompt_tokens=used.prompt_tokens,
-        cached_tokens=used.cached_tokens,
-        output_tokens=used.output_tokens,
-        reasoning_tokens=reasoning,
-        ttft_s=None if used.first_token_at is None else used.first_token_at - call.started,
-        duration_s=time.monotonic() - call.started,
-        finish=_finish(call, used),
-        attempts=used.attempts,
-        status=CLIENT_LEFT if call.status is None else call.status,
-    )
-
-
-def _finish(call: Call, used: Usage) -> Finish:
-    if call.client_left or call.status is None:
-        return "abort"
-    if call.error is not None:
-        return "error" if used.attempts or call.error.status == INTERNAL else "refused"
-    return FINISHES[used.finish_reason]
 
 
 def _inner_scope(route: ModelRoute, scope: Scope, body: bytes, request_id: str) -> Scope:

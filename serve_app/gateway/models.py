@@ -12,9 +12,10 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import ModelConfig
+from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.watch import FleetWatch, State
-from serve_app.gateway.admission import AdmissionConfig
 from serve_app.gateway.aliases import Alias
+from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.errors import ModelFailed, ModelLoading, ModelNotFound
 from serve_app.gateway.frontend import Frontend, open_frontend
 from serve_app.gateway.keys.caller import Caller
@@ -48,12 +49,21 @@ class Model:
         """Whether it has no replicas while nobody asks for it, so that a request waits for one."""
         return self.config.replicas.min == 0
 
-    async def open(self, host: str, watch: FleetWatch, admission: AdmissionConfig) -> Frontend | None:
+    async def open(
+        self, host: str, watch: FleetWatch, config: GatewayConfig, quarantine: Quarantine
+    ) -> Frontend | None:
         """Wait for a replica with the model's settings and build the front end; returns the one before."""
         description = await self._described(self.config.fixed_settings())
         deployment = watch.of(self.handle.deployment_name)
         frontend = await open_frontend(
-            self.config, self.handle, description, host=host, deployment=deployment, admission=admission
+            self.config,
+            self.handle,
+            description,
+            host=host,
+            deployment=deployment,
+            admission=config.admission,
+            failover=config.failover,
+            quarantine=quarantine,
         )
         before, self.frontend, self.description = self.frontend, frontend, description
         self._opened.set()

@@ -15,6 +15,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import ModelConfig
+from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.watch import FleetWatch
 from serve_app.gateway.aliases import read_aliases
 from serve_app.gateway.config import GatewayConfig
@@ -31,10 +32,11 @@ AGAIN_S = 5.0
 class Roster:
     """Opens the models of a gateway as their replicas come up, and follows what is deployed."""
 
-    def __init__(self, models: Models, watch: FleetWatch, config: GatewayConfig) -> None:
+    def __init__(self, models: Models, watch: FleetWatch, config: GatewayConfig, quarantine: Quarantine) -> None:
         self._models = models
         self._watch = watch
         self._config = config
+        self._quarantine = quarantine
         self._opening: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._host = ""
@@ -94,7 +96,7 @@ class Roster:
         model.broken = False
         while True:
             try:
-                before = await model.open(self._host, self._watch, self._config.admission)
+                before = await model.open(self._host, self._watch, self._config, self._quarantine)
                 break
             except (RayError, RayServeException) as error:
                 logger.warning("model %s does not answer yet: %s", model.config.id, type(error).__name__)
@@ -106,7 +108,7 @@ class Roster:
         logger.info("model %s is ready", model.config.id)
         self._make_room()
         if before is not None:
-            self._leave(before.close(model.config.drain_timeout_s))
+            self._leave(before.retire(model.config.drain_timeout_s))
 
     def _retire(self, model: Model) -> None:
         """A model that is deployed no more: what it has may end while its replicas drain."""
@@ -127,6 +129,7 @@ class Roster:
                 # A model that sleeps gets its requests all the same, which wakes it.
                 running = max(self._models.replicas(model).running, model.sleeps)
                 seats = running * model.frontend.seats
+                model.frontend.fleet.budget.set_replicas(running, self._config.replicas)
                 model.frontend.admission.set_capacity(-(-seats // self._config.replicas))
 
 
@@ -143,5 +146,5 @@ def _model(deployment: str, settings: Any) -> ModelConfig | None:
 
 async def _close(frontend: Frontend | None, model: Model) -> None:
     if frontend is not None:
-        await frontend.close(model.config.drain_timeout_s)
+        await frontend.retire(model.config.drain_timeout_s)
     await model.handle.shutdown_async()  # type: ignore[no-untyped-call]

@@ -8,33 +8,24 @@ there (n choices, a list of prompts): they are charged together, and get their p
 import asyncio
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import NamedTuple
 
 from serve_app.fleet.journal import Entry
 from serve_app.gateway.admission import Admission, Slot
-from serve_app.gateway.errors import ContextLengthExceeded, GatewayError, Overloaded, UpstreamFailed
+from serve_app.gateway.errors import (
+    NO_RETRY,
+    ContextLengthExceeded,
+    GatewayError,
+    Overloaded,
+    RequestRefused,
+    UpstreamFailed,
+)
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.limits.limiter import Quota
 from serve_app.gateway.limits.requests import Reservation
-from serve_app.vllm_seam import FinishReason
+from serve_app.gateway.usage import Usage, usage_of
 
 # vLLM's front end stands between the gateway and the fleet client and carries nothing of ours but the context.
 current: ContextVar["Ticket"] = ContextVar("ticket")
-
-
-class Usage(NamedTuple):
-    """What a request came to."""
-
-    prompt_tokens: int = 0
-    """Of each prompt once, however many choices it got."""
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    """That the front end has made an answer of; of a client that left, what it had by then."""
-    attempts: int = 0
-    """Replicas that worked on it, one after another; of several choices, the most."""
-    first_token_at: float | None = None
-    """Seconds, monotonic clock."""
-    finish_reason: FinishReason | None = None
 
 
 async def admit(entry: Entry) -> None:
@@ -111,34 +102,25 @@ class Ticket:
 
     @property
     def dispatched(self) -> float | None:
-        """When the first request went to a replica, in the event loop's time; None while none can be reached."""
+        """When the first request went to a replica, in the event loop's time; None while none can work on it."""
         starts = [entry.dispatched_at for entry in self.entries if entry.dispatched_at is not None]
-        return min(starts, default=None) if self._available() else None
+        return min(starts, default=None) if self._counts() else None
 
     @property
     def token(self) -> float | None:
-        """When the last token came, in the event loop's time; None: none has, or no replica can be reached."""
+        """When the last token came, in the event loop's time: now, while no replica can work on it; None: none has."""
         tokens = [entry.last_token_at for entry in self.entries if entry.last_token_at is not None]
         if not tokens:
             return None
-        return max(tokens) if self._available() else asyncio.get_running_loop().time()
+        return max(tokens) if self._counts() else asyncio.get_running_loop().time()
+
+    def _counts(self) -> bool:
+        """Whether the deadlines of its tokens run: a replica could answer, and no move waits for its turn."""
+        return self._available() and not any(entry.held for entry in self.entries)
 
     def usage(self) -> Usage:
         """What the request has come to so far."""
-        if not self.entries:
-            return Usage()
-        prompts = {entry.request.external_req_id: entry for entry in self.entries}.values()
-        first = [entry.first_token_at for entry in self.entries if entry.first_token_at is not None]
-        reasons = [entry.finish_reason for entry in self.entries if entry.finish_reason is not None]
-        return Usage(
-            prompt_tokens=sum(entry.prompt_tokens for entry in prompts),
-            cached_tokens=sum(entry.cached_tokens for entry in prompts),
-            output_tokens=sum(entry.read for entry in self.entries),
-            attempts=max(entry.attempt + 1 for entry in self.entries),
-            first_token_at=min(first, default=None),
-            # The worst of several choices: vLLM numbers them in that order.
-            finish_reason=max(reasons, default=None),
-        )
+        return usage_of(self.entries)
 
     def check(self) -> None:
         """Raise Overloaded, where that is clear before the prompt has become tokens."""
@@ -151,6 +133,8 @@ class Ticket:
     async def admit(self, entry: Entry) -> None:
         """Wait until a request may go to a replica. One that may not is never let in: its answer is called off."""
         try:
+            if entry.refused:
+                raise RequestRefused
             self._fit(entry)
             slot = await self._enter(entry)
         except GatewayError as refusal:
@@ -159,23 +143,29 @@ class Ticket:
             await asyncio.Event().wait()
             raise
         self.entries.append(entry)
-        entry.on_error = self._fail
+        entry.on_error = lambda: self.refuse(UpstreamFailed())
+        entry.on_refused = lambda: self.refuse(UpstreamFailed(NO_RETRY) if entry.replicas else RequestRefused())
         if slot is not None:
             entry.on_first_token = slot.first_token
             entry.on_close = lambda: slot.leave(entry.prompt_tokens + len(entry.tokens))
 
-    def refuse(self, refusal: GatewayError) -> None:
-        """Call the answer off."""
-        self.refusal = self.refusal or refusal
-        if self.on_refusal is not None:
-            self.on_refusal(refusal)
+    def note_sent(self, prompt: str, choice: int, tokens: int) -> None:
+        """Note the tokens of one choice that are on their way to the client. `prompt`: vLLM's id of its prompt."""
+        # The choices of a prompt are let in in their order, those of several prompts in any.
+        choices = [entry for entry in self.entries if entry.request.external_req_id == prompt]
+        choices[choice].sent += tokens
 
-    def _fail(self) -> None:
+    def refuse(self, error: GatewayError) -> None:
+        """Call the answer off."""
+        self.refusal = self.refusal or error
         if self.on_refusal is not None:
-            self.on_refusal(UpstreamFailed())
+            self.on_refusal(error)
 
     def close(self) -> None:
-        """The request has ended: give back what its requests to the engine core do not give back themselves."""
+        """The request has ended: give back what its requests to the engine core have not given back themselves."""
+        for entry in self.entries:
+            if entry.on_close is not None:
+                entry.on_close()
         if self._entering is None or self._entering.cancel() or self._entering.exception() is not None:
             return
         for slot in self._entering.result():

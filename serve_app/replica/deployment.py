@@ -12,10 +12,13 @@ from ray import serve
 
 from serve_app.config import ModelConfig
 from serve_app.fleet.channel import BEAT_S, Sink, SinkGone, TokenSender
+from serve_app.fleet.resume import EngineTraits
 from serve_app.fleet.scaling import ReplicaLoad
+from serve_app.fleet.suspicion import Suspicion
 from serve_app.ray_seam import listen_on_node_address, on_sigterm, on_stop
-from serve_app.replica.engine import Engine, start_engine
+from serve_app.replica.engine import Engine, engine_traits, start_engine
 from serve_app.replica.engine_watch import EngineWatch
+from serve_app.replica.gate import Gate
 from serve_app.replica.leaving import Leaving, Terminated
 from serve_app.replica.process import protect_children
 from serve_app.vllm_seam import (
@@ -38,6 +41,7 @@ class Description(NamedTuple):
     """vLLM's configuration as the engine core left it, pickled."""
     tasks: tuple[SupportedTask, ...]
     """What the model can do, in vLLM's words: generate, embed, score, transcription, ..."""
+    traits: EngineTraits
     has_gpu: bool
     """Whether this replica holds a GPU."""
     settings: dict[str, Any]
@@ -47,11 +51,12 @@ class Description(NamedTuple):
 class _Attempt:
     """One gateway's request in this replica's engine core."""
 
-    __slots__ = ("address", "done", "sent")
+    __slots__ = ("address", "answered", "done", "sent")
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.sent = 0
+        self.answered = asyncio.Event()
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -66,6 +71,7 @@ class Replica:
         self._sender = TokenSender(serve.get_replica_context().replica_id.unique_id)
         self._decoder = MsgpackDecoder(EngineCoreRequest)
         self._attempts: dict[str, _Attempt] = {}
+        self._gate = Gate()
         self._stats = SchedulerStats()
         self._has_gpu = bool(ray.get_gpu_ids())
         self._leaving = Leaving(model.drain_grace_s, model.drain_timeout_s)
@@ -80,18 +86,21 @@ class Replica:
     async def describe(self) -> Description:
         config = pickle.dumps(self._engine.config)
         tasks = await self._engine.core.get_supported_tasks_async()
-        return Description(config, tasks, self._has_gpu, self._settings)
+        return Description(config, tasks, engine_traits(self._engine.config), self._has_gpu, self._settings)
 
     def reconfigure(self, settings: Any) -> None:
         """Serve's hook for a changed `user_config`, which is for the gateways: what a replica needs, it has."""
 
-    async def generate(self, sink: Sink, request_id: str, frames: list[bytes], hint: None = None) -> None:
+    async def generate(
+        self, sink: Sink, request_id: str, frames: list[bytes], suspicion: str = "", hint: None = None
+    ) -> None:
         """Run one request to its end; cancelling the call aborts it in the engine core.
 
         Args:
             sink: the token channel of the gateway that asks.
             request_id: the request's id, marked with the attempt.
             frames: vLLM's encoding of an `EngineCoreRequest`.
+            suspicion: a `Suspicion`: how far it is to be kept apart from other requests until its first token.
             hint: what the gateway told Serve's router; it stays there.
 
         Raises:
@@ -101,13 +110,23 @@ class Replica:
         attempt = self._attempts[request_id] = _Attempt(sink.address)
         try:
             self._sender.take(sink.address, request_id)
-            await self._engine.core.add_request_async(self._decoder.decode(frames))
+            request = self._decoder.decode(frames)
+            if suspicion:
+                await self._begin_apart(attempt, request, Suspicion(suspicion))
+            else:
+                await self._engine.core.add_request_async(request)
             await attempt.done
         except (asyncio.CancelledError, SinkGone):
             await self._engine.core.abort_requests_async([request_id])
             raise
         finally:
             del self._attempts[request_id]
+
+    async def _begin_apart(self, attempt: _Attempt, request: EngineCoreRequest, suspicion: Suspicion) -> None:
+        async with self._gate.entered(suspicion):
+            self._sender.begin(attempt.address, request.request_id)
+            await self._engine.core.add_request_async(request)
+            await attempt.answered.wait()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook for what its autoscaling policy goes by."""
@@ -180,6 +199,7 @@ class Replica:
             offsets.append(attempt.sent)
             outputs.append(output)
             attempt.sent += len(output.new_token_ids)
+            attempt.answered.set()
             if output.finished:
                 ended.append(attempt)
         if step.scheduler_stats is not None:
@@ -204,5 +224,6 @@ class Replica:
         given_up = [each for each in self._attempts.values() if each.address == address and not each.done.done()]
         for attempt in given_up:
             attempt.done.set_exception(gone)
+            attempt.answered.set()
         if given_up:
             logger.warning("gateway at %s is gone; %d of its requests are aborted", address, len(given_up))

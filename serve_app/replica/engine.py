@@ -7,6 +7,7 @@ from functools import partial
 from typing import Protocol
 
 from serve_app.config import ModelConfig, check_source
+from serve_app.fleet.resume import EngineTraits
 from serve_app.replica.arguments import engine_config
 from serve_app.replica.scripted import ScriptedEngine
 from serve_app.replica.vitals import Vitals, vitals_below
@@ -76,3 +77,16 @@ def start_engine(model: ModelConfig) -> Engine:
         return Engine(scripted, config, scripted.vitals)
     core = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)
     return Engine(core, config, partial(vitals_below, os.getpid()))
+
+
+def engine_traits(config: VllmConfig) -> EngineTraits:
+    """What an engine core of this configuration keeps of a request's output. To be asked on the replica's machine."""
+    newer = config.use_v2_model_runner
+    # Model Runner V2 draws by position, and finds a forced end of the reasoning in the prompt.
+    forced = config.reasoning_config.reasoning_end_token_ids if config.reasoning_config and not newer else None
+    return EngineTraits(
+        max_model_len=config.model_config.max_model_len,
+        restarts_seeds=not newer,
+        custom_processors=bool(config.model_config.logits_processors),
+        forced_end=tuple(forced or ()),
+    )

@@ -71,11 +71,20 @@ def test_streams_that_wait_for_their_first_token_survive(client: openai.OpenAI, 
         assert [stream.result().text for stream in streams] == [f"{WORDS} {number}" for number in range(4)]
 
 
-def test_a_request_that_kills_every_replica_is_given_up(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.InternalServerError):
-        client.chat.completions.create(
-            model="scripted", messages=[{"role": "user", "content": "[[answer: boom]] [[die after: 0]]"}]
-        )
+def test_a_request_that_kills_gets_two_replicas_and_is_refused_from_then_on(
+    client: openai.OpenAI, service: Service
+) -> None:
+    wait_for(lambda: service.up("scripted", 3), "three replicas", 240)
+    poison: Any = [{"role": "user", "content": "[[answer: boom]] [[die]]"}]
+    replicas = service.replicas("scripted")
+    with pytest.raises(openai.InternalServerError) as failure:
+        client.chat.completions.create(model="scripted", messages=poison)
+    assert failure.value.code == "upstream_failed"
+    for _ in range(2):
+        with pytest.raises(openai.UnprocessableEntityError) as refusal:
+            client.chat.completions.create(model="scripted", messages=poison)
+        assert (refusal.value.code, refusal.value.response.headers["x-should-retry"]) == ("request_refused", "false")
+    assert sum(map(alive, replicas)) == 1
 
 
 def test_a_whole_answer_survives_too(client: openai.OpenAI) -> None:
@@ -99,7 +108,7 @@ def test_bystanders_lose_nothing(client: openai.OpenAI) -> None:
 def test_what_cannot_be_resumed_ends_with_an_error_and_no_finish(
     client: openai.OpenAI, settings: dict[str, Any]
 ) -> None:
-    stream = Stream(client, "scripted", f"[[answer: {WORDS}]] [[die after: 4]]", **settings)
+    stream = Stream(client, "scripted", f"[[answer: {WORDS}]] [[die after: 4]] [[pace: 100ms]]", **settings)
     with pytest.raises(openai.APIError):
         stream.read()
     assert stream.text != ""

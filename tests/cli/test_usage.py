@@ -1,6 +1,7 @@
 """`vllm-chat usage` against a real service: exact tables, CSV, JSON, questions and exit codes."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from tests.cli.program import run
 from tests.cli.service import Service, refuses
+from tests.cli.terminal import program
 
 NOTHING = {
     "requests": 0,
@@ -76,10 +78,21 @@ def test_what_nothing_was_counted_of_has_no_column(service: Service) -> None:
 
 def test_every_option_is_asked(service: Service) -> None:
     service.usage = usage(by="key")
-    options = ["--key", "k1", "--model", "a/b", "--since", "7d", "--until", "2026-01-31T12:00:00+01:00", "--by", "key"]
+    options = [
+        "--key",
+        "k1",
+        "--model",
+        "a/b",
+        "--since",
+        "9999w",
+        "--until",
+        "2026-01-31T12:00:00+01:00",
+        "--by",
+        "key",
+    ]
     assert run("usage", *options).exit_code == 0
     assert service.asked == [
-        {"by": "key", "key": "k1", "model": "a/b", "since": "7d", "until": "2026-01-31T12:00:00+01:00"}
+        {"by": "key", "key": "k1", "model": "a/b", "since": "9999w", "until": "2026-01-31T12:00:00+01:00"}
     ]
 
 
@@ -149,12 +162,35 @@ def test_a_wrong_key(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--until", "7"], "--until"),
         (["--by", "hour"], "--by"),
         (["--csv", "--json"], "--csv and --json exclude each other"),
+        (["--since", "2026-02-30"], "give a date (2026-01-31), a time, or an age"),
+        (["--until", "0001-01-01T00:00+23:00"], "give a date (2026-01-31), a time, or an age"),
+        (["--since", "2026-02-01", "--until", "2026-02-01T00:00Z"], "--until must be later than --since"),
+        (["--since", "1h", "--until", "2h"], "--until must be later than --since"),
+        (["--key", ""], "give 1 to 128 printable characters"),
+        (["--model", "a\tb"], "give 1 to 128 printable characters"),
+        (["--bye", "key"], "No such option"),
     ],
 )
 def test_wrong_usage(service: Service, options: list[str], message: str) -> None:
     result = run("usage", *options)
     assert (result.exit_code, result.stdout, service.asked) == (2, "", [])
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(("environ", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colours(service: Service, environ: dict[str, str], coloured: bool) -> None:
+    service.usage = usage(DEMO, gaps=(CRASH,))
+    with program("usage", width=100, environ=environ) as terminal:
+        assert terminal.wait_for_end() == 0
+    assert "1,234,567" in terminal.screen.text
+    assert bool(re.search(r"\x1b\[(?:\d+;)*[349]\d", terminal.raw)) is coloured
+
+
+def test_no_figure_is_cut_short_on_a_narrow_terminal(service: Service) -> None:
+    service.usage = usage(DEMO)
+    with program("usage", width=60) as terminal:
+        assert terminal.wait_for_end() == 0
+    assert "…" not in terminal.screen.text
 
 
 def test_help_teaches() -> None:

@@ -76,14 +76,14 @@ def test_a_chat(seen: dict[str, Any]) -> None:
         "role": "assistant",
         "content": "green tea",
         "finish": "stop",
-        "usage": [21, 3, 24],
+        "usage": [23, 4, 27],
         "id": True,
     }
 
 
 def test_a_stream(seen: dict[str, Any]) -> None:
     whole = {"text": "green tea", "finish": ["stop"], "ids": 1, "raised": None}
-    assert seen["stream"] == {**whole, "usage": [[21, 3, 24]]}
+    assert seen["stream"] == {**whole, "usage": [[23, 4, 27]]}
     assert seen["stream_without_usage"] == {**whole, "usage": []}
 
 
@@ -130,12 +130,12 @@ def test_the_headers_of_a_raw_response(seen: dict[str, Any]) -> None:
             "x-ratelimit-limit-requests": "6",
             "x-ratelimit-remaining-requests": "5",
             "x-ratelimit-limit-tokens": "600",
-            "x-ratelimit-remaining-tokens": "569",  # 21 of the prompt and 10 of the answer are taken
+            "x-ratelimit-remaining-tokens": "567",  # 23 of the prompt and 10 of the answer are taken
             "ratelimit-policy": '"requests";q=6;w=60, "tokens";q=600;w=60',
         },
         "id": [32, True],
         "content": "green tea",
-        "tokens": 21,
+        "tokens": 23,
     }
     assert resets[1] == "4s"
     assert state == f'"requests";r=5;t={resets[0].removesuffix("s")}, "tokens";r=569;t=4'

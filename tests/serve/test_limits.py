@@ -11,7 +11,7 @@ import pytest
 
 from tests.service import Service, wait_for
 
-PROMPT_TOKENS = 21
+PROMPT_TOKENS = 23
 """Of TEA, with the demo model's tokenizer and chat template."""
 TEA = "[[answer: green tea]]"
 SLOW = "[[answer: one two three four five six seven eight nine ten]] [[pace: 1000ms]]"
@@ -93,13 +93,13 @@ def test_tokens_a_minute_are_reserved_and_then_settled(service: Service) -> None
     first = caller.chat(max_tokens=100)
     assert limits_of(first) == {
         "x-ratelimit-limit-tokens": "400",
-        "x-ratelimit-remaining-tokens": "279",
+        "x-ratelimit-remaining-tokens": "277",
         "ratelimit-policy": '"tokens";q=400;w=60',
     }
     used = first.json()["usage"]["total_tokens"]
-    assert used == PROMPT_TOKENS + 3
+    assert used == PROMPT_TOKENS + 4
     second = caller.chat(max_tokens=100)
-    assert 279 - used <= int(second.headers["x-ratelimit-remaining-tokens"]) <= 279
+    assert 277 - used <= int(second.headers["x-ratelimit-remaining-tokens"]) <= 277
 
 
 def test_an_answer_without_a_length_gets_what_the_limit_leaves(service: Service) -> None:
@@ -112,7 +112,7 @@ def test_an_answer_without_a_length_gets_what_the_limit_leaves(service: Service)
 def test_a_request_that_could_never_pass_is_not_to_be_tried_again(service: Service) -> None:
     refused = Caller(service, service.keys["small"]).chat(max_tokens=400)
     assert error_of(refused) == (429, "rate_limit_exceeded", None)
-    assert "421 tokens" in refused.json()["error"]["message"]
+    assert "423 tokens" in refused.json()["error"]["message"]
     assert refused.headers["x-should-retry"] == "false"
     assert "retry-after" not in refused.headers
     assert "retry-after-ms" not in refused.headers
@@ -148,7 +148,7 @@ def test_one_request_is_bounded(service: Service) -> None:
 
 
 def test_the_context_of_a_key_is_bounded(service: Service) -> None:
-    caller, prompt = Caller(service, service.keys["short"]), "tea " * 74
+    caller, prompt = Caller(service, service.keys["short"]), "tea " * 37
     asked = Caller(service, service.key).chat(prompt, max_tokens=1).json()["usage"]["prompt_tokens"]
     assert 80 < asked < 100
     assert error_of(caller.chat(prompt, max_tokens=20)) == (400, "context_length_exceeded", None)

@@ -41,7 +41,7 @@ def folder_of(service: Service) -> Path:
 
 
 def address(shown: str) -> str:
-    found = re.search(r"^address +(\S+)$", shown, re.MULTILINE)
+    found = re.search(r"^address +(\S+) *$", shown, re.MULTILINE)
     assert found is not None
     return found[1]
 
@@ -71,7 +71,7 @@ def vllm_chat(service: Service, shown: str, *arguments: str) -> str:
 def test_the_address_and_the_written_key_give_a_first_token(service: Service, shown: str) -> None:
     dotenv = folder_of(service) / ".env"
     assert stat.S_IMODE(dotenv.stat().st_mode) == 0o600
-    assert re.search(r"^key +PROXY_API_KEY in \.env$", shown, re.MULTILINE)
+    assert re.search(r"^key +PROXY_API_KEY in \.env *$", shown, re.MULTILINE)
     assert first_token(address(shown), env_file.read(dotenv)["PROXY_API_KEY"], "demo")
 
 

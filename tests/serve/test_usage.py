@@ -80,12 +80,13 @@ class Client:
         self.lines.append(Line(self.prompt_of(content), tokens, "abort"))
 
     def lose(self, content: str, attempts: int = 1, **settings: Any) -> int:
-        """A stream that breaks off, and how many tokens came before."""
+        """A stream that breaks off, and how many tokens came before, as its chunks say."""
         tokens = 0
-        with self.http.stream("POST", CHAT, json=chat(content, stream=True, **settings)) as response:
+        told = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+        with self.http.stream("POST", CHAT, json=chat(content, **told, **settings)) as response:
             try:
                 for line in filter(None, response.iter_lines()):
-                    tokens += bool(text_of(json.loads(line[6:])))
+                    tokens = json.loads(line[6:]).get("usage", {}).get("completion_tokens", tokens)
             except httpx.RemoteProtocolError:
                 self.lines.append(Line(self.prompt_of(content), tokens, "error", attempts))
                 return tokens
@@ -243,6 +244,15 @@ def test_failures(client: Client) -> None:
     assert client.lose("a story [[fail after: 5]] [[pace: 50ms]]") == 5
 
 
+def test_streams_that_break_under_load(client: Client) -> None:
+    """So many at a time that a chunk carries several tokens, and that some wait for the next when a stream breaks."""
+    contents = [f"a story [[fail after: {tokens}]] [[pace: 20ms]]" for tokens in range(5, 37)]
+    with ThreadPoolExecutor(len(contents)) as threads:
+        told = list(threads.map(client.lose, contents))
+    assert all(tokens <= sent for tokens, sent in zip(told, range(5, 37), strict=True))
+    assert told != list(range(5, 37))
+
+
 @pytest.fixture
 def replicas(service: Service) -> Iterator[None]:
     """Two replicas that are up, before the test and after it."""
@@ -269,9 +279,9 @@ def test_a_death_that_ends_a_stream(client: Client) -> None:
 
 
 @pytest.mark.usefixtures("replicas")
-def test_a_death_that_ends_a_whole_answer(client: Client) -> None:
+def test_deaths_that_end_a_whole_answer(client: Client) -> None:
     content = f"[[answer: {WORDS}]] [[die after: 4]]"
-    client.fail(Line(client.prompt_of(content), 0, "error", 1, 500), **chat(content, presence_penalty=1))
+    client.fail(Line(client.prompt_of(content), 0, "error", 2, 500), **chat(content, presence_penalty=1))
 
 
 @pytest.mark.usefixtures("replicas")

@@ -1,36 +1,11 @@
-"""The journal: what another replica is sent, what is refused, and when a request has already ended."""
-
-from typing import Any
+"""The journal: what another replica is sent, and what is written down of what replicas send."""
 
 import pytest
-from vllm.sampling_params import SamplingParams, StructuredOutputsParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine import EngineCoreOutput, FinishReason
+from vllm.v1.metrics.stats import PrefillStats
 
-from serve_app.fleet.journal import Entry, Journal, TokensLost
-
-EOS, PROMPT = 2, [10, 11, 12]
-
-
-def request(request_id: str = "r", **params: Any) -> EngineCoreRequest:
-    sampling = SamplingParams(**{"max_tokens": 8, **params})
-    sampling.update_from_generation_config({}, EOS)
-    return EngineCoreRequest(
-        request_id=request_id,
-        prompt_token_ids=list(PROMPT),
-        mm_features=None,
-        sampling_params=sampling,
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-    )
-
-
-def delivered(tokens: list[int], **params: Any) -> Entry:
-    entry = Entry(request(**params))
-    entry.tokens = tokens
-    return entry
+from serve_app.fleet.journal import Journal, TokensLost
+from tests.unit.fleet.requests import PROMPT, request
 
 
 def output(attempt: str, tokens: list[int], finish: FinishReason | None = None) -> EngineCoreOutput:
@@ -43,20 +18,6 @@ async def test_the_first_attempt_sends_the_request_as_it_came() -> None:
     assert sent.request_id == "r~0"
     assert sent.prompt_token_ids == PROMPT
     assert sent.sampling_params == entry.request.sampling_params
-
-
-async def test_a_later_attempt_sends_delivered_tokens_as_prompt_and_lowers_the_limits() -> None:
-    journal = Journal()
-    entry = journal.open(request(min_tokens=3))
-    journal.record(entry, output("r~0", [20, 21]), offset=0)
-    entry.next_attempt()
-    sent = entry.attempt_request()
-    assert sent.sampling_params is not None
-    assert (sent.request_id, sent.prompt_token_ids) == ("r~1", [*PROMPT, 20, 21])
-    assert (sent.sampling_params.max_tokens, sent.sampling_params.min_tokens) == (6, 1)
-    assert entry.request.prompt_token_ids == PROMPT
-    assert entry.request.sampling_params is not None
-    assert entry.request.sampling_params.max_tokens == 8
 
 
 async def test_tokens_of_an_attempt_that_was_given_up_are_dropped() -> None:
@@ -103,38 +64,34 @@ async def test_waiting_counts_requests_without_a_token() -> None:
     assert journal.waiting() == 1
 
 
-@pytest.mark.parametrize(
-    ("tokens", "params", "expected"),
-    [
-        ([], {}, None),
-        ([20], {}, None),
-        ([20, EOS], {}, (FinishReason.STOP, None)),
-        ([20, EOS], {"ignore_eos": True}, None),
-        ([20, 7], {"stop_token_ids": [7]}, (FinishReason.STOP, 7)),
-        ([20] * 8, {}, (FinishReason.LENGTH, None)),
-        ([20] * 7 + [EOS], {}, (FinishReason.STOP, None)),
-    ],
-)
-def test_a_request_whose_last_token_has_arrived_is_ended(
-    tokens: list[int], params: dict[str, Any], expected: tuple[FinishReason, int | None] | None
-) -> None:
-    assert delivered(tokens, **params).exhausted() == expected
+def prefilled(attempt: str, token: int, prompt: int, cached: int) -> EngineCoreOutput:
+    """The first output of an attempt."""
+    stats = PrefillStats()
+    stats.set(prompt, cached, 0)
+    return EngineCoreOutput(attempt, [token], prefill_stats=stats)
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"seed": 1},
-        {"presence_penalty": 0.5},
-        {"frequency_penalty": 0.5},
-        {"structured_outputs": StructuredOutputsParams(json="{}")},
-    ],
-    ids=lambda params: next(iter(params)),
-)
-def test_what_depends_on_the_output_so_far_moves_only_before_the_first_token(params: dict[str, Any]) -> None:
-    assert delivered([], **params).resumable()
-    assert not delivered([20], **params).resumable()
+async def test_cached_tokens_are_those_of_the_attempt_that_began_the_answer() -> None:
+    journal = Journal()
+    entry = journal.open(request())
+    entry.next_attempt()
+    first, resumed = prefilled("r~1", 20, len(PROMPT), 2), prefilled("r~2", 21, len(PROMPT) + 1, 3)
+    journal.record(entry, first, offset=0)
+    entry.next_attempt()
+    journal.record(entry, resumed, offset=0)
+    assert (entry.cached_tokens, first.prefill_stats is None, resumed.prefill_stats) == (2, False, None)
+    entry.forget()
+    entry.next_attempt()
+    journal.record(entry, prefilled("r~3", 20, len(PROMPT), 1), offset=0)
+    assert (entry.cached_tokens, entry.tokens) == (1, [20])
 
 
-def test_plain_sampling_resumes() -> None:
-    assert delivered([20], temperature=0.7, top_p=0.9, repetition_penalty=1.1, logprobs=3).resumable()
+async def test_the_replicas_that_worked_on_a_request_are_counted() -> None:
+    entry = Journal().open(request())
+    entry.begin()
+    entry.begin()  # no replica had taken it
+    entry.next_attempt()
+    assert (entry.replicas, entry.held) == (1, True)
+    entry.next_attempt()  # it never got to an engine core
+    entry.begin()
+    assert (entry.replicas, entry.held) == (2, False)

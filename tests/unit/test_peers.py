@@ -13,6 +13,7 @@ from serve_app.fleet import peers as peers_module
 from serve_app.fleet.channel import BEAT_S, Header
 from serve_app.fleet.journal import Entry, Journal
 from serve_app.fleet.peers import Limits, Peers
+from serve_app.fleet.resume import EngineTraits, Move, decide
 from tests.virtual_time import now, run
 
 
@@ -41,6 +42,10 @@ class Serve:
         return existed
 
 
+def can_move(entry: Entry) -> bool:
+    return decide(entry, EngineTraits(max_model_len=100)) is not Move.FAIL
+
+
 class Gateway:
     """The part of a fleet client that `Peers` talks to."""
 
@@ -48,7 +53,7 @@ class Gateway:
         self.journal, self.serve = Journal(), serve
         self.moved: list[tuple[str, float]] = []
         self.lost: list[str] = []
-        self.peers = Peers(self.journal, serve, limits, move=self._move, lost=self._lose)
+        self.peers = Peers(self.journal, serve, limits, can_move=can_move, move=self._move, lost=self._lose)
         self._watching = asyncio.create_task(self.peers.run())
 
     def carry(self, replica: str, *requests: str, **params: Any) -> None:
@@ -66,7 +71,7 @@ class Gateway:
                     data_parallel_rank=None,
                 )
             )
-            entry.tokens = [7]
+            entry.tokens, entry.read = [7], 1
         self.peers.heard(Header(replica, taken=[f"{name}~0" for name in requests]))
 
     async def hear(self, seconds: float, *replicas: str, leaving_s: Callable[[], float | None] = lambda: None) -> None:

@@ -17,6 +17,7 @@ from serve_app.replica.deployment import Replica
 from serve_app.replica.engine import Engine
 from serve_app.replica.leaving import Terminated
 from serve_app.replica.vitals import Vitals
+from serve_app.vllm_seam import EngineDeadError
 
 PATIENCE_S = 20
 
@@ -197,3 +198,10 @@ async def test_after_sigterm_it_exits_once_its_requests_have_moved(
     request.cancel()
     await asyncio.wait_for(process.exited.wait(), PATIENCE_S)
     assert process.core.aborted == ["r~0"]
+
+
+async def test_it_is_as_healthy_as_its_engine_core(replica: Replica, process: Process) -> None:
+    await replica.check_health()
+    process.core.resources.engine_dead = True
+    with pytest.raises(EngineDeadError):
+        await replica.check_health()

@@ -30,7 +30,7 @@ async def test_a_replica_is_as_healthy_as_its_engine_core(monkeypatch: pytest.Mo
     core: Any = Core()
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="replica-1"))
     monkeypatch.setattr(deployment.serve, "get_replica_context", lambda: context)
-    monkeypatch.setattr(deployment, "start_engine", lambda model: Engine(core, config=Any))
+    monkeypatch.setattr(deployment, "start_engine", lambda model: Engine(core, config=Any, vitals=Any))
     monkeypatch.setattr(deployment, "listen_on_node_address", lambda: None)
     monkeypatch.setenv("VLLM_CHAT_DIE_WITH_PARENT", "")  # which it sets, restored after the test
     replica = Replica(load_model("demo"))

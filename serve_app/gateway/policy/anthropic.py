@@ -3,8 +3,9 @@
 from serve_app.gateway.policy.chat import CACHE_CONTROL, ID, NAME, NO_FETCH, PROMPT
 from serve_app.gateway.policy.fields import Either, Fields, Json, Object, Sized, tagged
 from serve_app.gateway.policy.json_schema import JsonSchema
+from serve_app.gateway.policy.lists import ListOf
 from serve_app.gateway.policy.media import FORMATS, ImageData
-from serve_app.gateway.policy.rules import Bool, Int, ListOf, OneOf, Rule, Text
+from serve_app.gateway.policy.rules import Bool, Int, OneOf, Rule, Text
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.policy.verdicts import Ignored, Refused
 

@@ -3,8 +3,9 @@
 from serve_app.gateway.errors import UnsupportedParameter
 from serve_app.gateway.policy.fields import Either, Fields, Json, Object, Sized, tagged
 from serve_app.gateway.policy.json_schema import JsonSchema, JsonSchemaText
+from serve_app.gateway.policy.lists import ListOf, MapOf
 from serve_app.gateway.policy.media import AudioData, ImageUrl
-from serve_app.gateway.policy.rules import Bool, Int, ListOf, MapOf, OneOf, Rule, Text
+from serve_app.gateway.policy.rules import Bool, Int, OneOf, Rule, Text
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.policy.verdicts import Ignored, Needs, Refused
 

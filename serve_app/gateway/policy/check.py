@@ -64,6 +64,10 @@ class Checked(NamedTuple):
     """How many prompts are known to come of it."""
     choices: int
     """Answers to each prompt."""
+    chars: int = 0
+    """Characters of the longest prompt, as far as they are known to become part of it."""
+    chat: dict[str, Any] | None = None
+    """The body, where the model's template makes turns of it."""
 
 
 class Policy:
@@ -132,7 +136,9 @@ class Policy:
         if route.stream_by_default:
             value.setdefault("stream", True)
         choices = int(value.get("n") or 1) if "n" in policy.fields else 1
-        return Checked(encode(value), bounded, number_of_prompts(value.get("prompt")), choices)
+        prompts = number_of_prompts(value.get("prompt"))
+        chat = value if policy.chat else None
+        return Checked(encode(value), bounded, prompts, choices, _chars(policy, value, view), chat)
 
     def _view(self, name: Any, caller: Asker) -> View:
         bounds = self._config.media
@@ -194,6 +200,12 @@ def for_model(asked: Asked, headers: Headers, body: bytes, model: str) -> tuple[
         return Asked({**asked.fields, "model": model}, model), body
     texts = [(name, model if name == "model" else text) for name, text in asked.fields]
     return Asked(texts, model), with_value(headers, body, "model", model)
+
+
+def _chars(policy: RoutePolicy, value: dict[str, Any], view: View) -> int:
+    if value.get("truncate_prompt_tokens") is not None:
+        return 0  # it is cut
+    return view.chars if policy.chat else view.longest
 
 
 async def _texts(headers: Headers, body: bytes) -> list[tuple[str, str]]:

@@ -21,6 +21,8 @@ class RoutePolicy:
     required: tuple[str, ...] = ()
     length: tuple[str, ...] = ()
     """The fields that bound the answer's length; the first is set where a key has a limit and the body has none."""
+    chat: bool = False
+    """The model's template makes turns of the body."""
     default_length: int | None = None
     """The length that vLLM takes where none is set, if not the rest of the context."""
 

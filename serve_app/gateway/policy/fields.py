@@ -1,13 +1,14 @@
 """The rules that hold other rules: objects, and choices between kinds of value."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from serve_app.gateway.errors import BadRequest, UnknownParameter, UnsupportedParameter
-from serve_app.gateway.policy.rules import NOTHING, Kinds, Refusal, Rule, Schema, View, any_of, takes_nothing
+from serve_app.gateway.policy.rules import NOTHING, Kinds, Refusal, Rule, Schema, View, any_of, one_of, takes_nothing
+from serve_app.gateway.policy.verdicts import Refused
 
 Fields = Mapping[str, Rule]
 JSON_KINDS = {str: "a string", list: "a list", dict: "an object", int: "an integer", bool: "true or false"}
@@ -22,6 +23,7 @@ class Object(Rule):
     unknown: type[BadRequest] = UnknownParameter
     """What a field that is not listed is called."""
     kinds = frozenset({dict})
+    verdict = "allowed"
 
     def check(self, value: Any, view: View) -> None:
         if type(value) is not dict:
@@ -56,6 +58,12 @@ class Object(Rule):
         required = {"required": list(self.required)} if self.required else {}
         return {"type": "object", "properties": properties, "additionalProperties": False, **required}
 
+    def says(self) -> str:
+        return "object of the fields below"
+
+    def inside(self) -> Iterator[tuple[str, Rule]]:
+        return ((f".{name}", rule) for name, rule in self.fields.items())
+
 
 @dataclass(frozen=True, slots=True)
 class Tagged(Rule):
@@ -68,6 +76,7 @@ class Tagged(Rule):
     default: str | None = None
     """The kind of an object without the tag."""
     kinds = frozenset({dict})
+    verdict = "allowed"
 
     def check(self, value: Any, view: View) -> None:
         if type(value) is not dict:
@@ -95,6 +104,22 @@ class Tagged(Rule):
         required = [*variant.required, *([] if is_default else [self.tag])]
         return schema | {"properties": schema["properties"] | tag, "required": required}
 
+    def says(self) -> str:
+        return f"object of the fields below, `{self.tag}` being {one_of(self.variants)}"
+
+    def inside(self) -> Iterator[tuple[str, Rule]]:
+        """A field that several kinds have is given once, with their names."""
+        for kind, reason in (self.refused or {}).items():
+            yield f".{self.tag}={kind}", Refused(reason)
+        kinds: dict[tuple[str, int], list[str]] = {}
+        for kind, variant in self.variants.items():
+            for name, rule in variant.fields.items():
+                if name != self.tag:
+                    kinds.setdefault((name, id(rule)), []).append(kind)
+        for (name, _), having in kinds.items():
+            path = "" if len(having) == len(self.variants) else f"({'|'.join(having)})"
+            yield f"{path}.{name}", self.variants[having[0]].fields[name]
+
 
 class _Tag(Rule):
     """The tag field of a variant; `Tagged` has looked at it."""
@@ -106,6 +131,9 @@ class _Tag(Rule):
 
     def schema(self) -> Schema:
         return {"type": "string"}
+
+    def says(self) -> str:
+        return "text"
 
 
 def tagged(
@@ -135,6 +163,13 @@ class Either(Rule):
     def schema(self) -> Schema:
         return any_of(option.schema() for option in self._options)
 
+    def says(self) -> str:
+        return "; or ".join(option.says() for option in self._options)
+
+    def inside(self) -> Iterator[tuple[str, Rule]]:
+        for option in self._options:
+            yield from option.inside()
+
     def _option(self, kind: type) -> Rule:
         for option in self._options:
             if kind in option.kinds:
@@ -147,6 +182,7 @@ class Json(Rule):
     """Any JSON value of the given kinds; the bounds of the body bound it."""
 
     kinds: Kinds = frozenset({dict})
+    verdict = "allowed"
 
     def check(self, value: Any, view: View) -> None:
         if type(value) not in self.kinds:
@@ -154,6 +190,9 @@ class Json(Rule):
 
     def schema(self) -> Schema:
         return any_of({"type": name} for kind, name in ((dict, "object"), (list, "array")) if kind in self.kinds)
+
+    def says(self) -> str:
+        return " or ".join(f"any {name}" for kind, name in ((dict, "object"), (list, "list")) if kind in self.kinds)
 
 
 @dataclass(frozen=True)
@@ -172,6 +211,12 @@ class Sized(Rule):
 
     def schema(self) -> Schema:
         return {**self.rule.schema(), "x-max-bytes": self.most}
+
+    def says(self) -> str:
+        return f"at most {self.most} bytes as JSON; {self.rule.says()}"
+
+    def inside(self) -> Iterator[tuple[str, Rule]]:
+        return self.rule.inside()
 
 
 def json_size(value: Any) -> int:

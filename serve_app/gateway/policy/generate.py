@@ -3,8 +3,9 @@
 from serve_app.gateway.policy import chat, responses
 from serve_app.gateway.policy.entries import MODEL, RoutePolicy, internal
 from serve_app.gateway.policy.fields import Either, Fields, Json
+from serve_app.gateway.policy.lists import ListOf, MapOf
 from serve_app.gateway.policy.prompts import Prompts
-from serve_app.gateway.policy.rules import Bool, Int, ListOf, MapOf, Number, OneOf, Text
+from serve_app.gateway.policy.rules import Bool, Int, Number, OneOf, Text
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.policy.verdicts import Forced, Ignored, Needs, Refused
 
@@ -106,7 +107,7 @@ def chat_completions(c: PolicyConfig) -> RoutePolicy:
         "web_search_options": Refused(responses.NO_SERVER_TOOLS),
         **internal("chat_template", "mm_processor_kwargs", "media_io_kwargs", "return_prompt_text"),
     }
-    return RoutePolicy(fields, ("messages",), ("max_completion_tokens", "max_tokens"))
+    return RoutePolicy(fields, ("messages",), ("max_completion_tokens", "max_tokens"), chat=True)
 
 
 def completions(c: PolicyConfig) -> RoutePolicy:
@@ -160,4 +161,4 @@ def responses_api(c: PolicyConfig) -> RoutePolicy:
         **internal("vllm_xargs", "mm_payload", "return_mm_kwargs", "watermarking", "mm_processor_kwargs"),
         **internal("media_io_kwargs"),
     }
-    return RoutePolicy(fields, ("input",), ("max_output_tokens",))
+    return RoutePolicy(fields, ("input",), ("max_output_tokens",), chat=True)

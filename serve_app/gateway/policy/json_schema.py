@@ -52,12 +52,15 @@ class JsonSchema(Rule):
 
     def schema(self) -> Schema:
         """JSON schema cannot say what holds of all levels together; the description does."""
+        return {"type": "object", "description": f"A {self.says()}.", "x-max-bytes": self.bounds.bytes}
+
+    def says(self) -> str:
         b = self.bounds
-        says = (
-            f"A JSON schema of at most {b.depth} levels, {b.properties} properties and {b.values} enum values in all, "
-            f"without regular expressions and outer references, whose lengths and counts are at most {b.repeats}."
+        return (
+            f"JSON schema of at most {b.bytes} bytes, {b.depth} levels, {b.properties} properties and {b.values} enum "
+            f"values in all, without regular expressions and outer references, whose lengths and counts are at most "
+            f"{b.repeats}"
         )
-        return {"type": "object", "description": says, "x-max-bytes": b.bytes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,9 @@ class JsonSchemaText(Rule):
 
     def schema(self) -> Schema:
         return {"type": "string", "contentMediaType": "application/json", "contentSchema": self.rule.schema()}
+
+    def says(self) -> str:
+        return "the same as text"
 
 
 def _keywords(schema: dict[str, Any], depth: int) -> Iterator[tuple[str, Any]]:

@@ -36,6 +36,9 @@ class ImageUrl(Rule):
     def schema(self) -> Schema:
         return NOTHING
 
+    def says(self) -> str:
+        return f"`data:` URL of {_image(self.bounds)}"
+
 
 @dataclass(frozen=True, slots=True)
 class ImageData(Rule):
@@ -50,6 +53,9 @@ class ImageData(Rule):
 
     def schema(self) -> Schema:
         return NOTHING
+
+    def says(self) -> str:
+        return f"base64 of {_image(self.bounds)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,16 @@ class AudioData(Rule):
 
     def schema(self) -> Schema:
         return NOTHING
+
+    def says(self) -> str:
+        return f"base64 of at most {self.bounds.audio_bytes} bytes, for the models of `policy.media.models`"
+
+
+def _image(bounds: MediaBounds) -> str:
+    return (
+        f"one whole still image of at most {bounds.image_bytes} bytes and {bounds.image_pixels} pixels, at most "
+        f"{bounds.images} in a request, for the models of `policy.media.models`"
+    )
 
 
 def check_image(text: Any, format_: str | None, bounds: MediaBounds, view: View) -> None:

@@ -3,7 +3,8 @@
 from serve_app.gateway.policy import anthropic, chat
 from serve_app.gateway.policy.entries import MODEL, RoutePolicy, internal
 from serve_app.gateway.policy.fields import Fields, Json, Object
-from serve_app.gateway.policy.rules import Bool, Int, ListOf, Number, OneOf, Text
+from serve_app.gateway.policy.lists import ListOf
+from serve_app.gateway.policy.rules import Bool, Int, Number, OneOf, Text
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.policy.verdicts import Ignored, Refused
 
@@ -44,8 +45,8 @@ def messages_api(c: PolicyConfig) -> RoutePolicy:
         **internal("cache_salt", "kv_transfer_params", "ec_transfer_params", "vllm_xargs"),
         **internal("mm_payload", "return_mm_kwargs", "watermarking"),
     }
-    return RoutePolicy(fields, ("messages", "max_tokens"), ("max_tokens",))
+    return RoutePolicy(fields, ("messages", "max_tokens"), ("max_tokens",), chat=True)
 
 
 def count_tokens(c: PolicyConfig) -> RoutePolicy:
-    return RoutePolicy(_prompt(c), ("messages",))
+    return RoutePolicy(_prompt(c), ("messages",), chat=True)

@@ -3,8 +3,9 @@
 from serve_app.gateway.policy import chat
 from serve_app.gateway.policy.entries import MODEL, RoutePolicy, internal
 from serve_app.gateway.policy.fields import Either, Fields, Object, tagged
+from serve_app.gateway.policy.lists import ListOf
 from serve_app.gateway.policy.prompts import Prompts
-from serve_app.gateway.policy.rules import Bool, Int, ListOf, OneOf, Rule, Text
+from serve_app.gateway.policy.rules import Bool, Int, OneOf, Rule, Text
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.policy.verdicts import Ignored
 
@@ -56,7 +57,7 @@ def _text_or_parts(c: PolicyConfig) -> Rule:
 
 def _one_or_several(c: PolicyConfig) -> Rule:
     one = _text_or_parts(c)
-    return Either(chat.PROMPT, one, ListOf(one, c.inputs, least=1))
+    return Either(one, ListOf(one, c.inputs, least=1))
 
 
 def rerank(c: PolicyConfig) -> RoutePolicy:

@@ -3,7 +3,8 @@
 from typing import Any
 
 from serve_app.gateway.policy.fields import Either
-from serve_app.gateway.policy.rules import Int, ListOf, Rule, Schema, Text, View, any_of
+from serve_app.gateway.policy.lists import ListOf
+from serve_app.gateway.policy.rules import Int, Rule, Schema, Text, View, any_of
 from serve_app.gateway.policy.verdicts import Needs
 
 
@@ -26,6 +27,9 @@ class Prompts(Rule):
 
     def schema(self) -> Schema:
         return any_of([self._texts.schema(), self._tokens.schema()])
+
+    def says(self) -> str:
+        return f"{self._texts.says()}; or one {self._tokens.says()}"
 
 
 def number_of_prompts(value: Any) -> int:

@@ -3,8 +3,9 @@
 from serve_app.gateway.policy.chat import ID, NAME, PROMPT
 from serve_app.gateway.policy.fields import Either, Fields, Json, Object, Sized, tagged
 from serve_app.gateway.policy.json_schema import JsonSchema
+from serve_app.gateway.policy.lists import ListOf
 from serve_app.gateway.policy.media import ImageUrl
-from serve_app.gateway.policy.rules import Bool, ListOf, OneOf, Rule, Text
+from serve_app.gateway.policy.rules import Bool, OneOf, Rule, Text
 from serve_app.gateway.policy.settings import PolicyConfig
 from serve_app.gateway.policy.verdicts import Ignored, Refused
 

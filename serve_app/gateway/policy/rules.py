@@ -1,11 +1,11 @@
-"""What an entry of the table can say of a field, each as a check and as JSON schema.
+"""What an entry of the table can say of a field, each as a check, as JSON schema and in words.
 
 A value of null is the same as an absent field, everywhere but inside free JSON, because clients write out the
 fields that they leave unset.
 
 Rule
     Bool Int Number Text OneOf  rules.py     one value, in bounds
-    ListOf MapOf                rules.py     values inside, by one rule
+    ListOf MapOf                lists.py     values inside, by one rule
     Object Tagged               fields.py    values inside, each by its own rule
     Either                      fields.py    one of several kinds
     Json                        fields.py    any JSON
@@ -18,7 +18,7 @@ Rule
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -43,6 +43,10 @@ class View:
     """What a text may not contain."""
     images: int = 0
     """Images seen so far."""
+    chars: int = 0
+    """Characters of the prompt's texts seen so far."""
+    longest: int = 0
+    """Characters of the longest of them."""
 
 
 class Refusal(Exception):
@@ -85,10 +89,24 @@ class Rule(ABC):
     def schema(self) -> Schema:
         """The rule as JSON schema, for callers without features and models without media."""
 
+    @property
+    def verdict(self) -> str:
+        """What becomes of a field with this rule, in a word or two."""
+        return "bounded"
+
+    @abstractmethod
+    def says(self) -> str:
+        """What the value may be, or why there may be none, in Markdown."""
+
+    def inside(self) -> Iterator[tuple[str, "Rule"]]:
+        """The rules of the fields within a value, each with its path from there, such as `.name` or `[].name`."""
+        return iter(())
+
 
 @dataclass(frozen=True, slots=True)
 class Bool(Rule):
     kinds = frozenset({bool})
+    verdict = "allowed"
 
     def check(self, value: Any, view: View) -> None:
         if value is not True and value is not False:
@@ -96,6 +114,9 @@ class Bool(Rule):
 
     def schema(self) -> Schema:
         return {"type": "boolean"}
+
+    def says(self) -> str:
+        return "true or false"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +139,11 @@ class Int(Rule):
     def schema(self) -> Schema:
         return {"type": "integer", "minimum": self.least, "maximum": self.most}
 
+    def says(self) -> str:
+        if self.most < INT64 - 1:
+            return f"whole number, {self.least} to {self.most}"
+        return "whole number of 64 bits" if self.least == -INT64 else f"whole number from {self.least}"
+
 
 @dataclass(frozen=True, slots=True)
 class Number(Rule):
@@ -139,6 +165,9 @@ class Number(Rule):
     def schema(self) -> Schema:
         return {"type": "number", "exclusiveMinimum" if self.above else "minimum": self.least, "maximum": self.most}
 
+    def says(self) -> str:
+        return f"number, {'above ' if self.above else ''}{self.least:g} to {self.most:g}"
+
 
 @dataclass(frozen=True, slots=True)
 class Text(Rule):
@@ -159,13 +188,27 @@ class Text(Rule):
             raise Refusal(f"must be a string of at least {self.least} characters")
         if self.pattern is not None and not re.fullmatch(self.pattern, value):
             raise Refusal(f"must be a string that matches {self.pattern}")
-        if self.prompt and view.placeholders and any(token in value for token in view.placeholders):
-            raise Refusal("has a token that stands for media; send the media as content parts", InvalidContent)
+        if self.prompt:
+            view.chars += len(value)
+            view.longest = max(view.longest, len(value))
+            if any(token in value for token in view.placeholders):
+                raise Refusal("has a token that stands for media; send the media as content parts", InvalidContent)
 
     def schema(self) -> Schema:
         bounds = {"minLength": self.least or None, "maxLength": self.most}
         bounds["pattern"] = f"^{self.pattern}$" if self.pattern else None  # type: ignore[assignment]
         return {"type": "string"} | {name: bound for name, bound in bounds.items() if bound is not None}
+
+    @property
+    def verdict(self) -> str:
+        return "bounded" if self.pattern or self.most is not None else "allowed"
+
+    def says(self) -> str:
+        if self.pattern is not None:
+            return f"text that matches `{self.pattern}`"
+        if self.most is None:
+            return "text" if not self.least else "text, not empty"
+        return f"text of {'at most' if not self.least else f'{self.least} to'} {self.most} characters"
 
 
 @dataclass(frozen=True)
@@ -183,53 +226,13 @@ class OneOf(Rule):
     def schema(self) -> Schema:
         return {"type": "string", "enum": list(self.values)}
 
-
-@dataclass(frozen=True, slots=True)
-class ListOf(Rule):
-    item: Rule
-    most: int
-    least: int = 0
-    kinds = frozenset({list})
-
-    def check(self, value: Any, view: View) -> None:
-        if type(value) is not list:
-            raise Refusal("must be a list")
-        if not self.least <= len(value) <= self.most:
-            raise Refusal(f"must have from {self.least} to {self.most} items")
-        if value:
-            self.item.check_all(value, view)
-
-    def schema(self) -> Schema:
-        least = {"minItems": self.least} if self.least else {}
-        return {"type": "array", "items": self.item.schema(), "maxItems": self.most, **least}
+    def says(self) -> str:
+        return one_of(self.values)
 
 
-@dataclass(frozen=True, slots=True)
-class MapOf(Rule):
-    value: Rule
-    most: int
-    name: Text
-    kinds = frozenset({dict})
-
-    def check(self, value: Any, view: View) -> None:
-        if type(value) is not dict:
-            raise Refusal("must be an object")
-        if len(value) > self.most:
-            raise Refusal(f"must have at most {self.most} entries")
-        for name, item in value.items():
-            try:
-                self.name.check(name, view)
-                self.value.check(item, view)
-            except Refusal as refusal:
-                raise refusal.under(name)  # noqa: B904 - the same one
-
-    def schema(self) -> Schema:
-        return {
-            "type": "object",
-            "propertyNames": self.name.schema(),
-            "additionalProperties": self.value.schema(),
-            "maxProperties": self.most,
-        }
+def one_of(values: Iterable[str]) -> str:
+    *others, last = (f"`{value}`" for value in values)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def takes_nothing(schema: Schema) -> bool:

@@ -101,6 +101,10 @@ class PolicyConfig(Closed):
     """Bounds of JSON schemas that the engine compiles."""
     grammar_bytes: PositiveInt = 16 * 1024
     """Size of a regular expression or grammar, which only keys with the feature `grammar` may send."""
+    chars_per_token: PositiveInt = 16
+    """A prompt of more characters than this for each token of context is refused unread; prose has about 4."""
+    control_tokens: Literal["refuse", "pass"] = "refuse"
+    """What becomes of text in chats that the model would read as its control tokens, such as `<|im_start|>`."""
     chat_template_kwargs: dict[str, Literal["boolean", "integer", "string"]] = Field(
         default={"enable_thinking": "boolean", "thinking": "boolean", "reasoning_effort": "string"}
     )

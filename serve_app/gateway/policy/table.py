@@ -3,6 +3,7 @@
 Each route has a table of its own, which names every field that vLLM's model of the route has, and those that
 clients of OpenAI and Anthropic send besides. A field that is not in the table is unknown, and refused. The rules
 that an entry can have are in rules.py, fields.py, verdicts.py and tools.py; the bounds are settings (settings.py).
+`python -m serve_app.gateway.policy` prints it all.
 
     /v1/chat/completions  /v1/completions  /v1/responses     generate.py   (their nested shapes: chat.py, responses.py)
     /v1/messages  /v1/messages/count_tokens                  messages.py   (anthropic.py)

@@ -1,5 +1,7 @@
 """The rules that say what becomes of a field: for some callers only, removed, replaced, or refused."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +30,22 @@ class Needs(Rule):
     def schema(self) -> Schema:
         return {**_only(self.off), "x-needs-feature": self.feature}
 
+    @property
+    def verdict(self) -> str:
+        return f"feature `{self.feature}`"
+
+    def says(self) -> str:
+        return f"{self.rule.says()}{_also(self.off)}"
+
+    def inside(self) -> Iterator[tuple[str, Rule]]:
+        return self.rule.inside()
+
 
 class Ignored(Rule):
     """A field of clients that means nothing here: checked, and removed."""
 
     dropped = True
+    verdict = "removed"
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
@@ -44,6 +57,9 @@ class Ignored(Rule):
     def schema(self) -> Schema:
         return self._rule.schema()
 
+    def says(self) -> str:
+        return self._rule.says()
+
 
 @dataclass(frozen=True)
 class Forced(Rule):
@@ -51,6 +67,7 @@ class Forced(Rule):
 
     rule: Rule
     value: Any
+    verdict = "set by us"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", self.rule.kinds)
@@ -61,6 +78,9 @@ class Forced(Rule):
     def schema(self) -> Schema:
         return self.rule.schema()
 
+    def says(self) -> str:
+        return f"always {_json(self.value)}"
+
 
 @dataclass(frozen=True)
 class Refused(Rule):
@@ -70,6 +90,7 @@ class Refused(Rule):
     off: tuple[Any, ...] = ()
     kinds = frozenset()
     dropped = True
+    verdict = "refused"
 
     def check(self, value: Any, view: View) -> None:
         if not _is_off(value, self.off):
@@ -78,16 +99,33 @@ class Refused(Rule):
     def schema(self) -> Schema:
         return {**_only(self.off), "description": f"Cannot be set: {self.reason}."}
 
+    def says(self) -> str:
+        return f"{self.reason}{_also(self.off)}"
+
 
 class SetByUs(Refused):
     """A field whose value is the service's own."""
 
+    verdict = "set by us"
+
     def __init__(self, source: str) -> None:
         super().__init__(f"the service sets it from {source}")
+        self._source = source
+
+    def says(self) -> str:
+        return f"from {self._source}"
 
 
 def _is_off(value: Any, off: tuple[Any, ...]) -> bool:
     return any(type(value) is type(each) and value == each for each in off)
+
+
+def _also(off: tuple[Any, ...]) -> str:
+    return f"; {_json(off[0])} may be sent, and changes nothing" if off else ""
+
+
+def _json(value: Any) -> str:
+    return f"`{json.dumps(value)}`"
 
 
 def _only(off: tuple[Any, ...]) -> Schema:

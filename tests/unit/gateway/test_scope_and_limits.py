@@ -51,6 +51,7 @@ class Frontend:
         self.let_in = asyncio.Event()
         self.admission = Admission(AdmissionConfig(max_waiting=0), 1)
         self.max_model_len = 4096
+        self.reading = SimpleNamespace(check=lambda *_: None)
         self.answers = asyncio.Event()
         self.answers.set()
 
@@ -92,7 +93,7 @@ class Service:
             model = Model(load_model("demo").model_copy(update={"id": name}), handle)
             model.frontend = cast("Any", self.frontends.get(name))
             opened.append(model)
-        models = Models(opened, cast("FleetWatch", watch), GatewayConfig())
+        models = Models(opened, {}, cast("FleetWatch", watch))
         policy = Policy(PolicyConfig(media=MediaBounds(models=("hidden-vision",))), b"secret")
         self.limiter = MemoryLimiter(30, lambda: 0)
         self.app = GatewayApp(

@@ -82,8 +82,9 @@ class Request:
         self.call = Call(self.id, self.caller, QUOTA, reservation)
         self.refused: asyncio.Future[GatewayError] = asyncio.get_running_loop().create_future()
         self.call.ticket = self.ticket = Ticket(
+            "m",
             self.caller,
-            self.model.admission,
+            lambda: self.model.admission,
             reservation,
             QUOTA,
             deadline=None,
@@ -221,16 +222,15 @@ def test_a_client_that_leaves_before_all_prompts_are_counted_leaves_nothing_behi
     run(main())
 
 
-def test_a_place_that_was_not_taken_is_given_back() -> None:
+def test_places_that_were_not_taken_or_not_left_are_given_back() -> None:
     async def main() -> None:
         model = Model()
         request = Request(model, Asked([20], choices=2))
         await request.open()
         await request.admit(entry("p", 0, 20, SamplingParams(max_tokens=10)))
         assert model.admission.running == 2
-        request.tasks = []
-        await request.end(3)
-        assert (model.admission.running, await model.limiter.left()) == (0, (REQUESTS - 1, BUDGET - 23))
+        request.ticket.close()
+        assert model.admission.running == 0
 
     run(main())
 

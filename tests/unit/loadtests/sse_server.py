@@ -32,13 +32,15 @@ GOOD = [text(""), text("one "), text("two", "length"), usage(2), DONE]
 class Script:
     """What the server does with every stream, and what clients asked for so far.
 
-    `hold_s` is how long it keeps the last piece back; `cut` drops the connection after it.
+    `hold_s` is how long it keeps the last piece back; `cut` drops the connection after it. `refuse` are the numbers,
+    from 0, of the requests that are told to come again at once.
     """
 
     pieces: list[bytes] = field(default_factory=lambda: list(GOOD))
     status: int = 200
     hold_s: float = 0
     cut: bool = False
+    refuse: frozenset[int] = frozenset()
     models: tuple[str, ...] = ("loopback",)
     bodies: list[dict[str, object]] = field(default_factory=list)
     active: int = 0
@@ -52,6 +54,8 @@ def build(script: Script) -> web.Application:
             return web.json_response({"error": {"message": "bad key"}}, status=401)
         if script.status != 200:
             return web.json_response({"error": {"message": "not now"}}, status=script.status)
+        if len(script.bodies) - 1 in script.refuse:
+            return web.json_response({"error": {"message": "loading"}}, status=503, headers={"Retry-After": "0"})
         if not script.bodies[-1]["stream"]:
             choice = {"index": 0, "message": {"content": "one two"}, "finish_reason": "length"}
             return web.json_response({"choices": [choice], "usage": {"completion_tokens": 2}})
@@ -77,8 +81,15 @@ def build(script: Script) -> web.Application:
             return web.json_response({"error": {"message": "bad key"}}, status=401)
         return web.json_response({"data": [{"id": name} for name in script.models]})
 
+    async def ledger(request: web.Request) -> web.Response:
+        asked, refused = len(script.bodies), len([number for number in script.refuse if number < len(script.bodies)])
+        prompt, output = 3 * (asked - refused), 2 * (asked - refused)
+        return web.json_response({"total": {"requests": asked, "prompt_tokens": prompt, "output_tokens": output}})
+
     app = web.Application()
-    app.add_routes([web.post("/v1/chat/completions", chat), web.get("/v1/models", models)])
+    app.add_routes(
+        [web.post("/v1/chat/completions", chat), web.get("/v1/models", models), web.get("/api/usage", ledger)]
+    )
     return app
 
 

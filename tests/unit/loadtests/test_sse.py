@@ -16,7 +16,7 @@ def read(*pieces: tuple[bytes, float]) -> Answer:
 
 def test_ttft_is_the_first_frame_with_text_not_the_role_frame() -> None:
     answer = read((text(""), 11), (text("a"), 12), (text("b"), 14), (text("", "stop") + usage(3) + DONE, 17))
-    assert answer == Answer(seconds=10, ttfb=0.5, ttft=2, gaps=(2, 3), tokens=3, error=None, text="ab", prompt_tokens=3)
+    assert answer == Answer(seconds=10, ttfb=0.5, ttft=2, gaps=(2, 3), tokens=3, text="ab", prompt_tokens=3)
 
 
 def test_frames_that_arrive_together_are_one_arrival() -> None:
@@ -47,3 +47,17 @@ def test_any_cut_of_the_bytes_gives_the_same_counts() -> None:
 )
 def test_an_answer_that_did_not_end_well_is_an_error(pieces: list[bytes], error: str) -> None:
     assert read(*((piece, 11.0) for piece in pieces)).error == error
+
+
+@pytest.mark.parametrize(
+    ("pieces", "wait"),
+    [
+        ([(text("a"), 11), (text("b"), 15), (text("c", "stop") + DONE, 18)], 4),
+        ([(text("a"), 14), (text("b"), 15), (text("c", "stop") + DONE, 16)], 4),
+        ([(text("a"), 11), (text("b"), 12)], 8),
+        ([(text(""), 11)], 10),
+    ],
+    ids=["between two frames", "before the first text", "after the last frame", "no text at all"],
+)
+def test_the_worst_wait(pieces: list[tuple[bytes, float]], wait: float) -> None:
+    assert read(*pieces).worst_wait == wait

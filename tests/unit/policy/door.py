@@ -32,8 +32,8 @@ LEAST: dict[str, dict[str, Any]] = {
 }
 
 
-def caller(*features: str, group: str = "group", max_tokens: int | None = None) -> Caller:
-    limits = Limits(max_tokens=max_tokens)
+def caller(*features: str, group: str = "group", max_tokens: int | None = None, context: int | None = None) -> Caller:
+    limits = Limits(max_tokens=max_tokens, context=context)
     return Caller("key", "key", features=frozenset(features), cache_group=group, limits=limits)
 
 

@@ -235,7 +235,7 @@ def test_a_form_passes_as_it_is() -> None:
         part("timestamp_granularities[]", "segment"),
         FILE,
     )
-    assert check(FORM, body, headers=MULTIPART) == (body, False, 1, 1)
+    assert check(FORM, body, headers=MULTIPART)[:4] == (body, False, 1, 1)
 
 
 async def test_the_model_of_a_form_is_read_before_anything_is_checked() -> None:
@@ -253,7 +253,7 @@ def test_the_length_of_a_forms_answer_is_bounded() -> None:
     over = form(FILE, part("max_completion_tokens", "21"))
     assert answer(error_of(FORM, over, limited, headers=MULTIPART)) == (400, "invalid_value", "max_completion_tokens")
     own = form(FILE, part("max_completion_tokens", "20"))
-    assert check(FORM, own, limited, headers=MULTIPART) == (own, True, 1, 1)
+    assert check(FORM, own, limited, headers=MULTIPART)[:4] == (own, True, 1, 1)
     bounded = check(FORM, form(FILE), limited, headers=MULTIPART)
     assert bounded.body == form(part("max_completion_tokens", "20"), FILE)
     assert check(FORM, bounded.body, limited, headers=MULTIPART).bounded
