@@ -35,7 +35,6 @@ from serve_app.ledger.usage import UsageReports
 from serve_app.ledger.writer import Ledger
 from serve_app.ray_seam import Replicas
 from serve_app.replica import deployment, scripted
-from serve_app.replica.arguments import engine_config
 from serve_app.replica.deployment import Replica
 from serve_app.replica.engine import Engine
 from serve_app.replica.scripted import ScriptedEngine
@@ -313,10 +312,6 @@ def scripted_model(**vllm_args: Any) -> ModelConfig:
     return demo.model_copy(
         update={"id": "scripted", "engine": "scripted", "vllm_args": {**demo.vllm_args, **vllm_args}}
     )
-
-
-def config_of(model: ModelConfig) -> VllmConfig:
-    return engine_config(model)
 
 
 async def until(condition: Callable[[], Any], what: str) -> None:

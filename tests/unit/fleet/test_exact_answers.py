@@ -10,19 +10,9 @@ from vllm.config import VllmConfig
 from serve_app.config import ModelConfig
 from serve_app.ledger.row import Row
 from tests.answers import CASES, ask
-from tests.unit.fleet.bed import Bed, config_of, running_bed, scripted_model, until
+from tests.unit.fleet.bed import Bed, running_bed, until
 
 ANSWER = CASES["plain"][0]
-
-
-@pytest.fixture(scope="module")
-def model() -> ModelConfig:
-    return scripted_model()
-
-
-@pytest.fixture(scope="module")
-def config(model: ModelConfig) -> VllmConfig:
-    return config_of(model)
 
 
 @pytest.fixture

@@ -14,20 +14,10 @@ from serve_app.config import ModelConfig
 from serve_app.fleet import client
 from serve_app.fleet.channel import SinkGone
 from tests.answers import ask
-from tests.unit.fleet.bed import config_of, running_bed, scripted_model, until
+from tests.unit.fleet.bed import running_bed, until
 
 WORDS = "one two three four five six seven eight nine ten"
 ANSWER = f"[[answer: {WORDS}]]"
-
-
-@pytest.fixture(scope="module")
-def model() -> ModelConfig:
-    return scripted_model()
-
-
-@pytest.fixture(scope="module")
-def config(model: ModelConfig) -> VllmConfig:
-    return config_of(model)
 
 
 async def test_a_lost_replica_makes_no_storm_and_no_move_is_dropped(config: VllmConfig, model: ModelConfig) -> None:

@@ -11,20 +11,10 @@ from vllm.config import VllmConfig
 from serve_app.config import ModelConfig
 from serve_app.fleet.quarantine import Verdict
 from tests.answers import ask
-from tests.unit.fleet.bed import Bed, config_of, running_bed, scripted_model, until
+from tests.unit.fleet.bed import Bed, running_bed, until
 
 WORDS = "one two three four five six seven eight nine ten eleven twelve"
 POISON = "[[answer: boom]] [[die after: 0]]"
-
-
-@pytest.fixture(scope="module")
-def model() -> ModelConfig:
-    return scripted_model()
-
-
-@pytest.fixture(scope="module")
-def config(model: ModelConfig) -> VllmConfig:
-    return config_of(model)
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.unit.fleet.bed import Bed, config_of, running_bed, scripted_model, until
+from serve_app.replica.arguments import engine_config
+from tests.unit.fleet.bed import Bed, running_bed, scripted_model, until
 
 MODEL = scripted_model()
 WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
@@ -16,7 +17,7 @@ USAGE = {"include_usage": True, "continuous_usage_stats": True}
 
 @pytest.fixture
 async def bed() -> AsyncIterator[Bed]:
-    async with running_bed(config_of(MODEL), MODEL) as running:
+    async with running_bed(engine_config(MODEL), MODEL) as running:
         yield running
 
 
