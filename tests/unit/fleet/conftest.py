@@ -1,4 +1,4 @@
-"""The scripted model that most tests of the fleet serve, and vLLM's configuration of it, which takes a while to make."""
+"""The scripted model that most tests of the fleet serve, and vLLM's configuration of it, which is slow to make."""
 
 import pytest
 from vllm.config import VllmConfig
