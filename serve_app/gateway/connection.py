@@ -10,7 +10,7 @@ import asyncio
 import re
 import socket
 import uuid
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -24,6 +24,7 @@ READ_S = 10.0
 """For a head, and for the rest of a body that is answered already."""
 STALL_S = 60
 """For a client to take what it is sent; whole seconds."""
+GATHERED_BYTES = 16 * 1024
 
 _HOST = re.compile(rb"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
@@ -31,6 +32,45 @@ _HOST = re.compile(rb"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 def install() -> None:
     """Have the uvicorn servers that this process starts from now on use `Connection`."""
     auto.AutoHTTPProtocol = Connection
+
+
+class Gathering:
+    """A transport that sends what is written to it in one turn of the event loop as one piece.
+
+    An answer begins and ends with several short writes, and each costs as much as the tokens of a chunk.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > GATHERED_BYTES:
+            self._flush()  # lest a writer that never waits be told too late that the client does not read
+
+    def write_eof(self) -> None:
+        self._flush()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._pieces:
+            data = b"".join(self._pieces)
+            self._pieces.clear()
+            self._size = 0
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class Connection(HttpToolsProtocol):
@@ -47,7 +87,7 @@ class Connection(HttpToolsProtocol):
         self._deaf = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", Gathering(transport, self.loop)))
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # closing alone would wait for a client that reads nothing
             stalled_ms = STALL_S * 1000
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stalled_ms)
