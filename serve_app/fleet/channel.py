@@ -86,9 +86,9 @@ class TokenReceiver:
 
     async def receive(self) -> tuple[Header, EngineCoreOutputs]:
         """The next message of any replica, in the order in which that replica sent it; without a step it is empty."""
-        frames = await self._socket.recv_multipart(copy=False)
+        frames = await self._socket.recv_multipart()
         step = self._outputs.decode(frames[1:]) if len(frames) > 1 else EngineCoreOutputs()
-        return self._header.decode(frames[0].buffer), step
+        return self._header.decode(frames[0]), step
 
     def close(self) -> None:
         self._authenticator.stop()

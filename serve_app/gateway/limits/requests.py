@@ -88,8 +88,9 @@ class Reservation:
             RateLimited: the key has not as many tokens left. The request is no longer charged as one, and it must
                 still be settled.
         """
-        self._asked += tokens
-        await self.claim()
+        if self._quota.tokens_per_minute is not None:
+            self._asked += tokens
+            await self.claim()
 
     async def claim(self, requests: int = 0) -> None:
         """Charge so many requests, and the tokens that were asked for and are not charged yet; see `reserve_tokens`."""
@@ -119,9 +120,10 @@ class Reservation:
         if self._ending is None:
             self._requests.forget(self._holder)
             self._ending = self._requests.start(self._last(call))
-        began = asyncio.get_running_loop().time()
-        await asyncio.wait([self._ending], timeout=self._patience_s)
-        self._waited(began)
+        if not self._ending.done():
+            began = asyncio.get_running_loop().time()
+            await asyncio.wait([self._ending], timeout=self._patience_s)
+            self._waited(began)
 
     async def _last(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
         async with self._turn:
