@@ -38,7 +38,7 @@ alternate the order. It also tells how much of the machine other processes used 
 was not quiet say little.
 
 Under load most of a gateway's work is one JSON object and one write for each chunk of a stream. So a chunk carries one
-token more for each six open streams of a model (`gateway.busy_from`), at most eight, and never one that would wait
+token more for each four open streams of a model (`gateway.busy_from`), at most eight, and never one that would wait
 more than 0.06 s for the others. ray.serve.llm, too, gathers tokens for 50 ms before it sends a chunk.
 """
 MAX_TOKENS = 64
