@@ -31,6 +31,10 @@ SERVE = {
     "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("vllm-chat-haproxy")),
     # Streams of a gateway that is being replaced get this long to end (`gateway.drain_timeout_s`).
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "660",
+    # An idle Serve works for its own sake: its controller looks at everything ten times a second, and every replica
+    # hands its figures to Ray as often, which passes them on every ten seconds.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
 }
 FIXED = {
     # `local` starts a cluster of our own; another user's is neither joined nor stopped.
