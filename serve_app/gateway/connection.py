@@ -63,10 +63,10 @@ class Gathering:
         self._transport.close()
 
     def _flush(self) -> None:
-        if self._pieces:
-            data = b"".join(self._pieces)
-            self._pieces.clear()
-            self._size = 0
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        self._size = 0
+        if data and not self._transport.is_closing():
             self._transport.write(data)
 
     def __getattr__(self, name: str) -> Any:

@@ -10,7 +10,7 @@ from uvicorn.config import Config
 
 from serve_app.gateway import connection
 from serve_app.gateway.body import ClientLeft, read_body
-from serve_app.gateway.connection import HEAD_BYTES, Connection
+from serve_app.gateway.connection import GATHERED_BYTES, HEAD_BYTES, Connection, Gathering
 from serve_app.gateway.errors import GatewayError
 from serve_app.gateway.headers import COMMON
 from serve_app.gateway.replies import send_bytes, send_error
@@ -242,6 +242,40 @@ async def test_a_client_that_reads_nothing_is_given_up(monkeypatch: pytest.Monke
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
             await asyncio.wait_for(gone.wait(), 20)
+
+
+class Pieces(asyncio.Transport):
+    """Takes down what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_what_is_written_in_one_turn_of_the_event_loop_is_sent_as_one_piece() -> None:
+    pieces = Pieces()
+    transport = Gathering(pieces, asyncio.get_running_loop())
+    transport.write(b"head ")
+    transport.write(b"body")
+    assert pieces.written == []
+    await asyncio.sleep(0)
+    transport.write(b"x" * (GATHERED_BYTES + 1))  # too much to wait
+    transport.write(b"end")
+    transport.close()
+    assert pieces.written == [b"head body", b"x" * (GATHERED_BYTES + 1), b"end"]
+    transport.write(b"too late")
+    await asyncio.sleep(0)
+    assert len(pieces.written) == 3
 
 
 def test_the_servers_that_serve_starts_use_it(monkeypatch: pytest.MonkeyPatch) -> None:

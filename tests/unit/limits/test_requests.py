@@ -130,6 +130,16 @@ async def test_a_refusal_is_an_answer_with_headers(limiter: MemoryLimiter) -> No
     assert await left(limiter) == (60, 1000)
 
 
+async def test_a_key_without_a_limit_of_tokens_is_not_asked_for_any(clock: Clock) -> None:
+    limiter = Slow(clock)
+    limiter.go_on.set()
+    reservation = await RequestLimits(limiter, 30).open(FIRST, Quota(requests_per_minute=60))
+    await reservation.reserve_tokens(300)
+    assert [(claim.requests, claim.tokens) for claim in limiter.claims] == [(1, 0)]
+    await reservation.settle(120)
+    assert limiter.ended.is_set()
+
+
 async def test_texts_that_come_while_one_is_charged_are_charged_together_and_refused_together(clock: Clock) -> None:
     limiter = Slow(clock)
     limiter.go_on.set()
