@@ -5,7 +5,7 @@ import logging
 import os
 import pickle
 import time
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import ray
 from ray import serve
@@ -44,6 +44,8 @@ class Description(NamedTuple):
     traits: EngineTraits
     has_gpu: bool
     """Whether this replica holds a GPU."""
+    settings: dict[str, Any]
+    """The model's `fixed_settings` that this replica was started with."""
 
 
 class _Attempt:
@@ -64,6 +66,7 @@ class Replica:
     def __init__(self, model: ModelConfig) -> None:
         listen_on_node_address()
         protect_children()
+        self._settings = model.fixed_settings()
         self._engine: Engine = start_engine(model)
         self._sender = TokenSender(serve.get_replica_context().replica_id.unique_id)
         self._decoder = MsgpackDecoder(EngineCoreRequest)
@@ -83,9 +86,14 @@ class Replica:
     async def describe(self) -> Description:
         config = pickle.dumps(self._engine.config)
         tasks = await self._engine.core.get_supported_tasks_async()
-        return Description(config, tasks, engine_traits(self._engine.config), self._has_gpu)
+        return Description(config, tasks, engine_traits(self._engine.config), self._has_gpu, self._settings)
 
-    async def generate(self, sink: Sink, request_id: str, frames: list[bytes], suspicion: str = "") -> None:
+    def reconfigure(self, settings: Any) -> None:
+        """Serve's hook for a changed `user_config`, which is for the gateways: what a replica needs, it has."""
+
+    async def generate(
+        self, sink: Sink, request_id: str, frames: list[bytes], suspicion: str = "", hint: None = None
+    ) -> None:
         """Run one request to its end; cancelling the call aborts it in the engine core.
 
         Args:
@@ -93,6 +101,7 @@ class Replica:
             request_id: the request's id, marked with the attempt.
             frames: vLLM's encoding of an `EngineCoreRequest`.
             suspicion: a `Suspicion`: how far it is to be kept apart from other requests until its first token.
+            hint: what the gateway told Serve's router; it stays there.
 
         Raises:
             SinkGone: the gateway no longer reads its token channel.
