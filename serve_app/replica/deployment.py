@@ -71,7 +71,7 @@ class Replica:
         self._sender = TokenSender(serve.get_replica_context().replica_id.unique_id)
         self._decoder = MsgpackDecoder(EngineCoreRequest)
         self._attempts: dict[str, _Attempt] = {}
-        self._gate = Gate()
+        self._gate, self._warm = Gate(), asyncio.Event()
         self._stats = SchedulerStats()
         self._has_gpu = bool(ray.get_gpu_ids())
         self._leaving = Leaving(model.drain_grace_s, model.drain_timeout_s)
@@ -137,7 +137,11 @@ class Replica:
         return ReplicaLoad(seats, self._stats.num_running_reqs, waiting, self._stats.kv_cache_usage)._asdict()
 
     async def check_health(self) -> None:
-        """Serve's health check: the engine core's own; a replica that got SIGTERM is to be replaced."""
+        """Serve's health check: the engine core's own, once it is warm; a replica that got SIGTERM is to be replaced.
+
+        Serve sends requests after the first check only.
+        """
+        await self._warm.wait()
         if self._engine.core.resources.engine_dead:
             raise EngineDeadError
         if self._leaving.terminated:
@@ -152,12 +156,21 @@ class Replica:
     async def _push_steps(self) -> None:
         """Carry the engine core's outputs to the gateways, one message an engine step and gateway."""
         try:
+            await self._warm_up()
             while True:
                 step = await self._engine.core.get_output_async()
                 self._engine_watch.step(time.monotonic())
                 self._push(step)
         except EngineDeadError:
             self._exit("its engine core died")
+
+    async def _warm_up(self) -> None:
+        core, request = self._engine.core, self._engine.warm_up
+        if request is not None:
+            await core.add_request_async(request)
+            while not any(output.finished for output in (await core.get_output_async()).outputs):
+                pass
+        self._warm.set()
 
     async def _watch(self) -> None:
         """Give the gateways signs of life, give up those that are gone, and watch the engine core."""
