@@ -4,17 +4,22 @@
 tests/unit/test_ray_contract.py fails when a pinned version changes these names.
 """
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from logging.handlers import MemoryHandler
 from typing import Any
 
 import ray
+from pydantic import PrivateAttr
 from ray._common.tls_utils import add_port_to_grpc_server
 from ray._private import worker as ray_worker
 from ray.serve._private import replica as serve_replica
 from ray.serve._private.common import DeploymentID, ReplicaID
-from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY, SERVE_NAMESPACE
+from ray.serve._private.config import DeploymentConfig
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY, SERVE_LOGGER_NAME, SERVE_NAMESPACE
 from ray.serve.context import _get_global_client
+from ray.serve.deployment import Deployment
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,18 @@ class Replicas:
     """Whether Serve has given up starting them."""
     ids: frozenset[str] = frozenset()
     """Of those that answer."""
+    settings: Any = None
+    """The deployment's `user_config`."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """An application as it is deployed now."""
+
+    deployments: dict[str, Replicas] = field(default_factory=dict)
+    """In the order in which they were built."""
+    args: dict[str, Any] | None = None
+    """What its builder was given; None: it was not deployed by a Serve config."""
 
 
 def listening_host() -> str:
@@ -49,6 +66,20 @@ def _add_port_of_node(server: Any, _everywhere: str) -> int:
     host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     address = f"[{host}]:0" if ":" in host else f"{host}:0"
     return int(add_port_to_grpc_server(server, address))  # type: ignore[no-untyped-call]
+
+
+def keep_log() -> None:
+    """Have Serve's log go on after `logging.config.dictConfig`, and show its lines at once; for the same constructors.
+
+    vLLM calls that with each configuration it makes, and it closes all handlers. A closed memory handler keeps all
+    records for ever and writes none, and a controller that comes back takes a replica that has one for failed
+    (ray/serve/_private/logging_utils.py, `get_component_logger_file_path`). On its fast path Serve would also keep
+    up to a thousand lines back.
+    """
+    for handler in logging.getLogger(SERVE_LOGGER_NAME).handlers:
+        if isinstance(handler, MemoryHandler):
+            handler.close = handler.flush  # type: ignore[method-assign]
+            handler.flushLevel = logging.NOTSET
 
 
 def on_stop(called: Callable[[], None], leaving: Callable[[], bool]) -> None:
@@ -98,18 +129,50 @@ def behind_haproxy() -> bool:
     return bool(RAY_SERVE_ENABLE_HA_PROXY)
 
 
-def replicas(application: str) -> dict[str, Replicas]:
-    """The replicas of every deployment of an application, from the controller. Blocks for one call to it."""
-    details = _client().get_serve_details()["applications"].get(application, {"deployments": {}})
-    return {
-        name: Replicas(
-            running=sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]),
-            target=deployment["target_num_replicas"],
-            failed=deployment["status"] == "DEPLOY_FAILED",
-            ids=frozenset(each["replica_id"] for each in deployment["replicas"] if each["state"] == "RUNNING"),
-        )
-        for name, deployment in details["deployments"].items()
-    }
+def deployed(application: str) -> Deployed | None:
+    """What the controller says of an application; None while it builds it anew. Blocks for one call to it."""
+    details = _client().get_serve_details()["applications"].get(application, {})
+    if not details.get("deployments"):
+        return None
+    deployments = {name: _replicas(each) for name, each in details["deployments"].items()}
+    return Deployed(deployments, (details.get("deployed_app_config") or {}).get("args"))
+
+
+def _replicas(deployment: dict[str, Any]) -> Replicas:
+    return Replicas(
+        running=sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]),
+        target=deployment["target_num_replicas"],
+        failed=deployment["status"] == "DEPLOY_FAILED",
+        ids=frozenset(each["replica_id"] for each in deployment["replicas"] if each["state"] == "RUNNING"),
+        settings=deployment["deployment_config"].get("user_config"),
+    )
+
+
+def with_version(deployment: Deployment, version: str) -> Deployment:
+    """A deployment whose replicas are replaced when this version changes, and not with each change of the config.
+
+    Serve gives all deployments of an application one version, a digest of the application's arguments
+    (ray/serve/_private/application_state.py, `build_serve_application`), so that a model more or less would
+    restart all models.
+    """
+    config = _Versioned(**dict(deployment._deployment_config))
+    config._own = version
+    return Deployment(deployment.name, config, deployment._replica_config, version, _internal=True)
+
+
+class _Versioned(DeploymentConfig):
+    _own: str = PrivateAttr("")
+
+    def to_proto_bytes(self) -> bytes:
+        """The last that Serve's builder does with a config, once it has put its own version in."""
+        self.version = self._own
+        proto: bytes = super().to_proto_bytes()  # type: ignore[no-untyped-call]
+        return proto
+
+
+def runtime_env() -> dict[str, Any]:
+    """The environment that this application is built and run in, as its Serve config says."""
+    return dict(ray.get_runtime_context().runtime_env)
 
 
 def _client() -> Any:

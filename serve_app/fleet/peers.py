@@ -20,6 +20,8 @@ logger = logging.getLogger("ray.serve")
 
 # A gateway that was stopped for so long has itself been given up by the replicas, and must not blame them.
 LATE_S = 5.0
+# A replica that has missed so many signs of life gets no new requests until it is heard of again.
+SUSPECT_S = 3 * BEAT_S
 # All streams have moved so long before their replica is gone.
 MARGIN_S = 2.0
 
@@ -82,6 +84,8 @@ class Peers:
         self._can_move = can_move
         self._move = move
         self._lost = lost
+        self.suspects: set[str] = set()
+        """Replicas that should get no request now: they are being stopped, or are silent."""
         self._peers: dict[str, _Peer] = {}
         self._kills: set[asyncio.Task[None]] = set()
 
@@ -90,6 +94,10 @@ class Peers:
         peer = self._peers.setdefault(header.replica, _Peer())
         peer.silent_s = 0.0
         peer.leaving_s = header.leaving_s if header.leaving_s is not None else peer.leaving_s
+        if peer.leaving_s is None:
+            self.suspects.discard(header.replica)
+        else:
+            self.suspects.add(header.replica)
         for attempt in header.taken:
             if (entry := self._journal.entry_at(attempt)) is not None:
                 entry.carrier = header.replica
@@ -98,6 +106,7 @@ class Peers:
         """Expect no more of a replica: it is gone, or has given this gateway up. None: which one is not known."""
         if replica is not None:
             self._peers.pop(replica, None)
+            self.suspects.discard(replica)
 
     async def run(self) -> None:
         """Watch for ever."""
@@ -108,12 +117,15 @@ class Peers:
             elapsed_s, last = loop.time() - last, loop.time()
             if elapsed_s > LATE_S:
                 self._peers.clear()
+                self.suspects.clear()
             # Only time in which a message would have been noticed counts as silence.
             self._look(min(elapsed_s, 2 * BEAT_S))
 
     def _look(self, elapsed_s: float) -> None:
         for name, peer in list(self._peers.items()):
             peer.silent_s += elapsed_s
+            if peer.silent_s >= SUSPECT_S:
+                self.suspects.add(name)
             if 0 < self._limits.silent_s <= peer.silent_s:
                 self._give_up(name)
             elif peer.leaving_s is not None:

@@ -239,3 +239,22 @@ async def test_streams_stay_where_they_are_until_the_replica_says_that_they_shou
     gateway.carry("one", "a")
     await gateway.hear(60, "one", "two")
     assert gateway.moved == []
+
+
+def test_no_request_should_go_to_a_replica_that_is_silent_or_leaves() -> None:
+    async def main() -> None:
+        gateway = Gateway(Serve("a", "b"), Limits(0, 8))
+        for name in ("a", "b"):
+            gateway.peers.heard(Header(name))
+        assert gateway.peers.suspects == set()
+        gateway.peers.heard(Header("b", leaving_s=30.0))
+        assert gateway.peers.suspects == {"b"}
+        await asyncio.sleep(peers_module.SUSPECT_S + BEAT_S)
+        assert gateway.peers.suspects == {"a", "b"}
+        for name in ("a", "b"):
+            gateway.peers.heard(Header(name))
+        assert gateway.peers.suspects == {"b"}  # which has said that it leaves
+        gateway.peers.forget("b")
+        assert gateway.peers.suspects == set()
+
+    run(main())

@@ -1,20 +1,33 @@
 """The private names of Ray Serve that the service stands on; a changed pin must fail here first."""
 
 import inspect
+import logging
+from collections.abc import Iterator
 from importlib.metadata import version
+from logging.config import dictConfig
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import psutil
 import pytest
 import ray
+from ray import serve
 from ray._private import worker
 from ray.serve._private import constants, proxy, replica
+from ray.serve._private.build_app import build_app
 from ray.serve._private.client import ServeControllerClient
 from ray.serve._private.common import RequestMetadata
+from ray.serve._private.deploy_utils import deploy_args_to_deployment_info, get_deploy_args
 from ray.serve._private.http_util import RequestIdMiddleware, configure_http_middlewares
-from ray.serve._private.logging_utils import access_log_msg
+from ray.serve._private.logging_utils import (
+    access_log_msg,
+    configure_component_logger,
+    get_component_logger_file_path,
+)
 from ray.serve._private.request_router import replica_wrapper
-from ray.serve.schema import ApplicationDetails, DeploymentDetails, ReplicaDetails
+from ray.serve.schema import ApplicationDetails, DeploymentDetails, DeploymentSchema, LoggingConfig, ReplicaDetails
 
 from serve_app import ray_seam
 from serve_app.gateway.edge import REQUEST_ID
@@ -45,6 +58,33 @@ def test_serve_binds_its_server_after_the_constructor_and_tells_callers_the_node
     assert 0 < initialize.index("initialize_callable()") < initialize.index("_on_initialized()")
     assert "ray.util.get_node_ip_address()" in inspect.getsource(replica)
     assert 'f"{self._replica_info.node_ip}:{self._replica_info.port}"' in inspect.getsource(replica_wrapper)
+
+
+@pytest.fixture
+def serve_log(tmp_path: Path) -> Iterator[logging.Logger]:
+    """Serve's logger as a replica has it on the fast path, which writes to the only file of `tmp_path`."""
+    logger = logging.getLogger(constants.SERVE_LOGGER_NAME)
+    before, logger.handlers = logger.handlers, []
+    settings = LoggingConfig(logs_dir=str(tmp_path))
+    configure_component_logger(
+        component_name="m", component_id="1", logging_config=settings, max_bytes=0, backup_count=0, buffer_size=1000
+    )
+    yield logger
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers = before
+
+
+def test_serves_log_goes_on_after_vllm_has_configured_logging(serve_log: logging.Logger, tmp_path: Path) -> None:
+    ray_seam.keep_log()
+    for message in ("one", "two"):
+        serve_log.info(message)
+        (file,) = tmp_path.iterdir()
+        assert file.read_text().rstrip().endswith(f" -- {message}")
+        dictConfig({"version": 1, "disable_existing_loggers": False})
+    (handler,) = (each for each in serve_log.handlers if isinstance(each, MemoryHandler))
+    assert isinstance(handler.target, logging.FileHandler)  # which Serve asks for its file
+    assert "handler.target.baseFilename" in inspect.getsource(get_component_logger_file_path)
 
 
 @pytest.mark.parametrize("node", ["127.0.0.1", "::1"])
@@ -115,3 +155,38 @@ def test_ray_ends_a_worker_at_sigterm_by_a_call_that_we_take_over(monkeypatch: p
     ray_seam.on_sigterm(lambda: called.append("SIGTERM"))
     worker.raise_sys_exit_with_custom_error_message("The process receives a SIGTERM.", exit_code=1)
     assert called == ["SIGTERM"]
+
+
+def test_the_details_tell_what_the_gateway_follows() -> None:
+    assert "deployed_app_config" in ApplicationDetails.model_fields
+    assert {"target_num_replicas", "deployment_config"} <= set(DeploymentDetails.model_fields)
+    assert "user_config" in DeploymentSchema.model_fields
+
+
+def test_a_deployment_keeps_its_own_version_when_serve_builds_the_application(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01000000"))
+
+    class Any:
+        pass
+
+    options = {
+        "name": "a",
+        "max_ongoing_requests": 7,
+        "user_config": {"b": 1},
+        "autoscaling_config": {"max_replicas": 3},
+    }
+    app = ray_seam.with_version(serve.deployment(**options)(Any), "mine").bind()
+    (built,) = build_app(app, name="chat").deployments
+    # As in ray.serve._private.application_state.build_serve_application
+    args = get_deploy_args(
+        name=built._name,
+        replica_config=built._replica_config,
+        deployment_config=built._deployment_config,
+        version="digest of all arguments",
+    )
+    info = deploy_args_to_deployment_info(**args, app_name="chat")
+    assert info.version == "mine"
+    config = info.deployment_config
+    assert (config.max_ongoing_requests, config.user_config, config.autoscaling_config.max_replicas) == (7, {"b": 1}, 3)
