@@ -30,11 +30,11 @@ class ReplicaCall:
     async def __call__(self, entry: Entry) -> Loss | None:
         """Have a replica work on the present attempt until it ends; None: the whole request has ended."""
         request = entry.attempt_request()
-        frames = [bytes(frame) for frame in self._encoder.encode(request)]  # type: ignore[arg-type]
         if not entry.suspicion:  # of one under suspicion the replica says when its turn has come
             entry.begin()
-        call = self._generate.remote(self._sink, request.request_id, frames, entry.suspicion.value)
         try:
+            frames = [bytes(frame) for frame in self._encoder.encode(request)]  # type: ignore[arg-type]
+            call = self._generate.remote(self._sink, request.request_id, frames, entry.suspicion.value)
             await call
             return None if await _finished(entry, SETTLE_S) else Loss.DROPPED
         except asyncio.CancelledError:
