@@ -92,7 +92,8 @@ class FleetClient(EngineCoreClient):
         self._load = FleetLoad()
         self._attempts: set[asyncio.Task[None]] = set()
         by_plan, can_move = partial(self._move, loss=Loss.PLANNED), lambda entry: decide(entry, engine) is not Move.FAIL
-        self._peers = Peers(self.journal, deployment, limits, can_move=can_move, move=by_plan, lost=self._move)
+        watched = self.journal, deployment, limits, self.budget
+        self._peers = Peers(*watched, can_move=can_move, move=by_plan, lost=self._move)
         self._reader = asyncio.create_task(self._read())
         self._overseer = asyncio.create_task(self._peers.run())
 

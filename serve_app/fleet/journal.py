@@ -113,6 +113,12 @@ class Entry:
         else:
             self.dispatched_at = time.monotonic()
 
+    def take(self, replica: str) -> None:
+        """A replica has got the present attempt, which may have waited long for one to start."""
+        self.carrier = replica
+        if self.begun:
+            self.begin()
+
     def next_attempt(self) -> None:
         """Give up the present attempt: what it still sends is dropped."""
         self.attempt += 1

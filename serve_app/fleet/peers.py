@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from ray.exceptions import RayError
 
+from serve_app.fleet.budget import MoveBudget
 from serve_app.fleet.channel import BEAT_S, Header
 from serve_app.fleet.journal import Entry, Journal
 
@@ -20,6 +21,8 @@ logger = logging.getLogger("ray.serve")
 
 # A gateway that was stopped for so long has itself been given up by the replicas, and must not blame them.
 LATE_S = 5.0
+# What such a gateway hears at first was sent before, perhaps by a replica that has stopped talking to it.
+BACKLOG_S = 2.0
 # All streams have moved so long before their replica is gone.
 MARGIN_S = 2.0
 
@@ -66,12 +69,14 @@ class Peers:
         journal: Journal,
         deployment: Deployment,
         limits: Limits,
+        budget: MoveBudget,
         *,
         can_move: Callable[[Entry], bool],
         move: Callable[[Entry], None],
         lost: Callable[[Entry], None],
     ) -> None:
         """Args:
+        budget: that moves have to wait for.
         can_move: whether a request could go on elsewhere.
         move: takes a request off a replica that is being stopped.
         lost: takes one off a replica that is gone.
@@ -82,6 +87,8 @@ class Peers:
         self._can_move = can_move
         self._move = move
         self._lost = lost
+        self._budget = budget
+        self._doubtful_s = 0.0
         self._peers: dict[str, _Peer] = {}
         self._kills: set[asyncio.Task[None]] = set()
 
@@ -92,7 +99,7 @@ class Peers:
         peer.leaving_s = header.leaving_s if header.leaving_s is not None else peer.leaving_s
         for attempt in header.taken:
             if (entry := self._journal.entry_at(attempt)) is not None:
-                entry.carrier = header.replica
+                entry.take(header.replica)
 
     def forget(self, replica: str | None) -> None:
         """Expect no more of a replica: it is gone, or has given this gateway up. None: which one is not known."""
@@ -106,7 +113,8 @@ class Peers:
         while True:
             await asyncio.sleep(BEAT_S)
             elapsed_s, last = loop.time() - last, loop.time()
-            if elapsed_s > LATE_S:
+            self._doubtful_s = BACKLOG_S if elapsed_s > LATE_S else max(0.0, self._doubtful_s - elapsed_s)
+            if self._doubtful_s:
                 self._peers.clear()
             # Only time in which a message would have been noticed counts as silence.
             self._look(min(elapsed_s, 2 * BEAT_S))
@@ -147,6 +155,8 @@ class Peers:
         if not set(self._deployment.running()) - leaving:
             self._deployment.wake()  # nobody can take them: they run on where they are
             return
+        if leaving_s > 2 * MARGIN_S and self._budget.is_spent():
+            return  # here they go on meanwhile
         movable = [entry for entry in self._carried_by(replica) if self._can_move(entry)]
         peer.due += elapsed_s * max(self._limits.moves_per_s, len(movable) / max(leaving_s - MARGIN_S, elapsed_s))
         moving, peer.due = movable[: int(peer.due)], peer.due % 1

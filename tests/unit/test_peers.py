@@ -10,6 +10,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
 from serve_app.fleet import peers as peers_module
+from serve_app.fleet.budget import MoveBudget
 from serve_app.fleet.channel import BEAT_S, Header
 from serve_app.fleet.journal import Entry, Journal
 from serve_app.fleet.peers import Limits, Peers
@@ -51,9 +52,11 @@ class Gateway:
 
     def __init__(self, serve: Serve, limits: Limits = Limits(2.5, 8)) -> None:  # noqa: B008
         self.journal, self.serve = Journal(), serve
+        self.budget = MoveBudget(100, now)
         self.moved: list[tuple[str, float]] = []
         self.lost: list[str] = []
-        self.peers = Peers(self.journal, serve, limits, can_move=can_move, move=self._move, lost=self._lose)
+        watched = self.journal, serve, limits, self.budget
+        self.peers = Peers(*watched, can_move=can_move, move=self._move, lost=self._lose)
         self._watching = asyncio.create_task(self.peers.run())
 
     def carry(self, replica: str, *requests: str, **params: Any) -> None:
@@ -128,6 +131,18 @@ async def test_any_message_is_a_sign_of_life() -> None:
 
 
 @virtual
+async def test_a_request_that_waited_for_a_replica_has_its_time_from_when_it_has_one() -> None:
+    gateway = Gateway(Serve("one"))
+    gateway.carry("one", "waits", "held")
+    waits, held = gateway.journal
+    waits.begin()
+    waits.last_token_at = held.last_token_at = 1.0
+    gateway.peers.heard(Header("one", taken=["waits~0", "held~0"]))
+    assert waits.last_token_at > 1.0
+    assert held.last_token_at == 1.0  # the replica says later when it begins
+
+
+@virtual
 async def test_silence_of_a_replica_that_has_no_request_counts_too() -> None:
     gateway = Gateway(Serve("one"))
     gateway.peers.heard(Header("one"))
@@ -168,6 +183,21 @@ async def test_a_gateway_that_was_itself_stopped_blames_nobody() -> None:
     asyncio.get_running_loop()._clock.now += 30  # type: ignore[attr-defined]
     await asyncio.sleep(10)
     assert (gateway.lost, gateway.serve.kills) == ([], [])
+
+
+@virtual
+async def test_nor_those_of_which_it_then_hears_what_they_said_before() -> None:
+    """They have stopped talking to it by now, and do so until it sends them a request."""
+    gateway = Gateway(Serve("one", "two"))
+    gateway.carry("one", "a")
+    await asyncio.sleep(0.1)
+    asyncio.get_running_loop()._clock.now += 90  # type: ignore[attr-defined]
+    await asyncio.sleep(0.6)
+    gateway.peers.heard(Header("one"))
+    await gateway.hear(10, "two")
+    assert (gateway.lost, gateway.serve.kills) == ([], [])
+    await asyncio.sleep(3.5)
+    assert [name for name, _ in gateway.serve.kills] == ["two"]
 
 
 @virtual
@@ -212,6 +242,18 @@ async def test_they_run_on_where_nobody_can_take_them() -> None:
     gateway.serve.ids.add("two")
     await gateway.hear(2, "one", leaving_s=lambda: 100)
     assert [name for name, _ in gateway.moved] == ["a"]
+
+
+@virtual
+async def test_they_run_on_while_moves_wait_for_their_turn_but_not_to_the_end() -> None:
+    gateway = Gateway(Serve("two"))
+    gateway.carry("one", *map(str, range(40)))
+    await gateway.budget.take(100_000)
+    left = iter(x * BEAT_S for x in range(24, 0, -1))
+    await gateway.hear(8, "one", leaving_s=lambda: next(left))
+    assert gateway.moved == []
+    await gateway.hear(3, "one", leaving_s=lambda: next(left))
+    assert len(gateway.moved) == 40
 
 
 @virtual
