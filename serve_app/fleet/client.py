@@ -97,6 +97,10 @@ class FleetClient(EngineCoreClient):
         self._reader = asyncio.create_task(self._read())
         self._overseer = asyncio.create_task(self._peers.run())
 
+    async def run(self) -> None:
+        """Runs as long as this client hears its replicas; raises what has ended that."""
+        await asyncio.gather(self._reader, self._overseer)
+
     async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
         return self._tasks
 
@@ -206,12 +210,8 @@ class FleetClient(EngineCoreClient):
         if self.journal.holds(entry):
             self.journal.close(request_id)
             self._outbox.put_end(entry.request, finish_reason, stop_reason)
-            if (
-                entry.request.pooling_params is not None
-                and finish_reason is FinishReason.ERROR
-                and entry.on_error is not None
-            ):
-                entry.on_error()  # vLLM would answer with an empty vector
+            if finish_reason is FinishReason.ERROR and entry.on_error is not None:
+                entry.on_error()
 
     async def _read(self) -> None:
         while True:

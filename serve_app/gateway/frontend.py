@@ -51,6 +51,10 @@ HELD_BACK_S = 0.06  # a token waits no longer for the others of its chunk
 COUNTERS = 64  # settings of a reasoning parser that are kept ready
 
 
+class FrontendFailed(Exception):
+    """What reads tokens in vLLM's front end has ended: it does so for all requests if it stumbles over one."""
+
+
 class Frontend:
     """A model that can answer: its ASGI app, what it can do, and the fleet below it."""
 
@@ -105,6 +109,11 @@ class Frontend:
         """Under load most of a gateway's work is one JSON object and one write to a socket for each chunk."""
         tokens = min(1 + self._open // busy_from, MOST_TOKENS, int(HELD_BACK_S / self.fleet.journal.token_interval_s))
         self._engine.output_processor.stream_interval = max(self._stream_interval, tokens, 1)
+
+    def check(self) -> None:
+        """Raise FrontendFailed once no request can be answered any more."""
+        if self._engine.errored:
+            raise FrontendFailed
 
     def close(self) -> None:
         self._engine.shutdown()

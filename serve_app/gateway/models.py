@@ -112,9 +112,13 @@ class Models:
         return model.frontend
 
     async def run(self, host: str) -> None:
-        """Open every model as its replicas come up, and watch them. Runs until cancelled."""
+        """Open every model as its replicas come up, and watch them. Runs until cancelled.
+
+        Raises:
+            ExceptionGroup: of what keeps this gateway from answering for a model.
+        """
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch.run(self._make_room))
+            tasks.create_task(self._watch.run(self._look))
             for model in self:
                 tasks.create_task(self._open(model, host))
 
@@ -129,12 +133,15 @@ class Models:
 
     async def _open(self, model: Model, host: str) -> None:
         await model.open(host, self._watch, self._config, self._quarantine)
-        self._make_room()
+        self._look()
+        if model.frontend is not None:
+            await model.frontend.fleet.run()
 
-    def _make_room(self) -> None:
+    def _look(self) -> None:
         """Let each model run as much as its replicas can compute, as this gateway's share of it."""
         for model in self:
             if model.frontend is not None:
+                model.frontend.check()
                 running = self.replicas(model).running
                 seats = running * model.frontend.seats
                 model.frontend.fleet.budget.set_replicas(running, self._config.replicas)

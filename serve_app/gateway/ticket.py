@@ -157,7 +157,8 @@ class Ticket:
             await asyncio.Event().wait()
             raise
         self.entries.append(entry)
-        entry.on_error = lambda: self._fail(UpstreamFailed())
+        if entry.request.pooling_params is not None:  # vLLM would answer with an empty vector
+            entry.on_error = lambda: self._fail(UpstreamFailed())
         entry.on_refused = lambda: self._fail(UpstreamFailed(NO_RETRY) if entry.replicas else RequestRefused())
         if slot is not None:
             entry.on_first_token = slot.first_token
