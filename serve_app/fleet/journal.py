@@ -78,7 +78,7 @@ class Entry:
         """As the front end has read it; None while it runs, and when the request was given up."""
         self.on_first_token: Callable[[], None] | None = None
         self.on_error: Callable[[], None] | None = None
-        """Called if it is given up, where vLLM has no way to say so."""
+        """Called if it is given up: vLLM does not tell that from its own failures, or not at all."""
         self.on_close: Callable[[], None] | None = None
         """Called once, when the request needs no replica any more."""
         self.on_refused: Callable[[], None] | None = None

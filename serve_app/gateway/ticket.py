@@ -157,8 +157,7 @@ class Ticket:
             await asyncio.Event().wait()
             raise
         self.entries.append(entry)
-        if entry.request.pooling_params is not None:  # vLLM would answer with an empty vector
-            entry.on_error = lambda: self._fail(UpstreamFailed())
+        entry.on_error = lambda: self._give_up(entry)
         entry.on_refused = lambda: self._fail(UpstreamFailed(NO_RETRY) if entry.replicas else RequestRefused())
         if slot is not None:
             entry.on_first_token = slot.first_token
@@ -174,6 +173,12 @@ class Ticket:
         self.refusal = self.refusal or error
         if self.on_refusal is not None:
             self.on_refusal(error)
+
+    def _give_up(self, entry: Entry) -> None:
+        if entry.request.pooling_params is not None:  # vLLM would answer with an empty vector
+            self._fail(UpstreamFailed())
+        else:  # and here it says that it failed, once it has passed on what there is
+            self.refusal = self.refusal or UpstreamFailed()
 
     def close(self) -> None:
         """The request has ended: give back what its requests to the engine core have not given back themselves."""
