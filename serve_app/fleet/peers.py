@@ -90,7 +90,7 @@ class Peers:
         self._budget = budget
         self._doubtful_s = 0.0
         self._peers: dict[str, _Peer] = {}
-        self._kills: set[asyncio.Task[None]] = set()
+        self._kills: dict[str, asyncio.Task[None]] = {}
 
     def heard(self, header: Header) -> None:
         """Take note of a message's header."""
@@ -132,9 +132,9 @@ class Peers:
 
     def _give_up(self, replica: str) -> None:
         self._peers[replica].silent_s = 0.0  # until the process is no more, it is killed again
-        task = asyncio.create_task(self._kill(replica))
-        self._kills.add(task)
-        task.add_done_callback(self._kills.discard)
+        if replica not in self._kills:  # while Ray does not answer, each holds a thread
+            self._kills[replica] = asyncio.create_task(self._kill(replica))
+            self._kills[replica].add_done_callback(lambda _: self._kills.pop(replica))
         for entry in self._carried_by(replica):
             self._lost(entry)
 

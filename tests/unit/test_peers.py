@@ -167,6 +167,29 @@ async def test_a_kill_that_fails_is_repeated_until_the_process_is_gone() -> None
     assert len(gateway.serve.kills) == 5  # three that failed, one that killed, one that found nothing
 
 
+def test_a_kill_that_ray_does_not_answer_is_not_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it would hold one thread after the other."""
+    answered = asyncio.Event()
+
+    async def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        existed = function(*arguments)
+        await answered.wait()
+        return existed
+
+    async def main() -> None:
+        gateway = Gateway(Serve("one", "two"))
+        gateway.peers.heard(Header("one"))
+        gateway.peers.heard(Header("two"))
+        await asyncio.sleep(60)
+        assert sorted(name for name, _ in gateway.serve.kills) == ["one", "two"]
+        answered.set()
+        await asyncio.sleep(60)
+        assert len(gateway.serve.kills) == 4  # each is looked for once more, and not there
+
+    monkeypatch.setattr(peers_module.asyncio, "to_thread", call)
+    run(main())
+
+
 @virtual
 async def test_the_watch_can_be_switched_off() -> None:
     gateway = Gateway(Serve("one"), Limits(0, 8))
