@@ -1,6 +1,6 @@
 # `make run` and `make test` need nothing but python3 (3.11) and make; both install first what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format chat bench loadtest compare chaos soak lock up down logs restart build clean
+.PHONY: help install run test lint format chat bench loadtest compare routing chaos soak lock up down logs restart build clean
 PYTHON ?= python3
 EXTRA ?= auto
 BIN := .venv/bin
@@ -43,6 +43,9 @@ loadtest: install ## Locust against the running service (ARGS='--users 32 --run-
 compare: ## the same load on bare vLLM, this service and ray.serve.llm, one after the other
 	$(INSTALL) --peers
 	@exec $(BIN)/python -m loadtests.compare $(ARGS)
+
+routing: install ## chats of several turns on two replicas: our router against Serve's
+	@exec $(BIN)/python -m loadtests.routing $(ARGS)
 
 chaos: install ## kill replicas under load; exits 1 unless every stream is exact (ARGS='--model demo')
 	@exec $(BIN)/python -m loadtests.chaos $(ARGS)

@@ -31,6 +31,7 @@ HEADER = """# Performance
     make bench                       # a running service: time to first byte, TTFT, inter-token latency, tokens/s
     make loadtest                    # a running service under Locust's users
     make compare                     # bare vLLM, this service and ray.serve.llm on the same model, in rounds
+    make routing                     # routing by prefix against Serve's own: cache hits, TTFT
     make compare ARGS='--markdown docs/performance.md'   # writes this page
 
 `make compare` starts each system on the demo model, warms it, measures it at 1, 8 and 32 streams and stops it; rounds

@@ -22,11 +22,18 @@ class Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class PromptDetails(msgspec.Struct):
+    """What of the prompt was found in the KV cache; only where the server is told to say so."""
+
+    cached_tokens: int = 0
+
+
 class Usage(msgspec.Struct):
     """Token counts, in the frame after the last choice."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: PromptDetails | None = None
 
 
 class Failure(msgspec.Struct):
@@ -55,6 +62,7 @@ class Answer:
     error: str | None = None
     text: str = ""
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     retry_after: float | None = None
     """Seconds after which to try again, where the service refused the request and said so."""
 
@@ -81,6 +89,7 @@ class AnswerReader:
     gaps: list[float] = field(default_factory=list)
     tokens: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     retry_after: float | None = None
     finish_reason: str | None = None
     error: str | None = None
@@ -119,6 +128,7 @@ class AnswerReader:
             self.error,
             "".join(self._text),
             self.prompt_tokens,
+            self.cached_tokens,
             self.retry_after,
         )
 
@@ -131,6 +141,8 @@ class AnswerReader:
             self.fail(f"error frame: {frame.error.message}")
         if frame.usage:
             self.tokens, self.prompt_tokens = frame.usage.completion_tokens, frame.usage.prompt_tokens
+            details = frame.usage.prompt_tokens_details
+            self.cached_tokens = details.cached_tokens if details else 0
         if frame.choices:
             self._choice(frame.choices[0], now)
 

@@ -3,7 +3,10 @@
 No `from __future__ import annotations` here: Serve reads the annotation of `build` to validate `args:`.
 """
 
+import hashlib
+import importlib.metadata
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -13,11 +16,12 @@ from ray import serve
 
 from serve_app.config import ModelConfig, ServiceConfig
 from serve_app.fleet.quarantine_board import QuarantineBoard
+from serve_app.fleet.router import ROUTER
 from serve_app.gateway.config import GatewayConfig, check_gateway
 from serve_app.gateway.deployment import Gateway
 from serve_app.gateway.keys.keyring import Keyring
 from serve_app.gateway.limits.memory import MemoryLimiter
-from serve_app.ray_seam import listening_host
+from serve_app.ray_seam import listening_host, runtime_env, with_version
 from serve_app.replica.deployment import Replica
 from serve_app.settings import ConfigError
 
@@ -34,6 +38,7 @@ def build(config: ServiceConfig) -> serve.Application:
     check_gateway(config.gateway)
     _check_exposure(config.gateway)
     models = config.resolve()
+    release = {"version": importlib.metadata.version("vllm-chat-backend"), "runtime_env": runtime_env()}
     gateway = serve.deployment(
         name="gateway",
         num_replicas=config.gateway.replicas,
@@ -43,24 +48,31 @@ def build(config: ServiceConfig) -> serve.Application:
         # Tokenizing one request at a time needs no pool of threads.
         ray_actor_options=_actor(config.gateway.num_cpus, {"OMP_NUM_THREADS": "1"}),
     )
-    app: serve.Application = gateway(serve.ingress()(Gateway)).bind(
+    settings = config.gateway.model_dump(mode="json")
+    app: serve.Application = with_version(gateway(serve.ingress()(Gateway)), _digest(release, settings)).bind(
         config.gateway,
         models,
-        [_replicas(model) for model in models],
-        _limiter(config.gateway),
-        _shared("quarantine", QuarantineBoard) if config.gateway.replicas > 1 else None,
+        [_replicas(model, release) for model in models],
+        config.aliases,
+        limiter=_limiter(config.gateway, release),
+        board=_shared("quarantine", QuarantineBoard, release) if config.gateway.replicas > 1 else None,
     )
     return app
 
 
-def _limiter(config: GatewayConfig) -> serve.Application | None:
+def _digest(*parts: Any) -> str:
+    """The version of a deployment: when it changes, Serve replaces the deployment's replicas, and only then."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _limiter(config: GatewayConfig, release: dict[str, Any]) -> serve.Application | None:
     """The limiter that several gateways share; one gateway needs none, and Redis takes its place."""
     if config.replicas == 1 or config.limits.redis_url() is not None:
         return None
-    return _shared("limiter", MemoryLimiter, config.limits.lease_s)
+    return _shared("limiter", MemoryLimiter, release, config.limits.lease_s)
 
 
-def _shared(name: str, kind: type[Any], *arguments: Any) -> serve.Application:
+def _shared(name: str, kind: type[Any], release: dict[str, Any], *arguments: Any) -> serve.Application:
     """One actor for all gateways."""
     deployment = serve.deployment(
         name=name,
@@ -69,13 +81,13 @@ def _shared(name: str, kind: type[Any], *arguments: Any) -> serve.Application:
         ray_actor_options=_actor(0, {}),
         logging_config={"enable_access_log": False},
     )
-    app: serve.Application = deployment(kind).bind(*arguments)
+    app: serve.Application = with_version(deployment(kind), _digest(release, arguments)).bind(*arguments)
     return app
 
 
-def _replicas(model: ModelConfig) -> serve.Application:
-    deployment = serve.deployment(**replica_options(model))
-    app: serve.Application = deployment(Replica).bind(model)
+def _replicas(model: ModelConfig, release: dict[str, Any]) -> serve.Application:
+    deployment = serve.deployment(**replica_options(model))(Replica)
+    app: serve.Application = with_version(deployment, _digest(release, model.fixed_settings())).bind(model)
     return app
 
 
@@ -92,7 +104,10 @@ def replica_options(model: ModelConfig, environment: Mapping[str, str] = os.envi
         options["ray_actor_options"]["num_gpus"] = gpus
     return {
         "name": "replica-" + re.sub(r"[^A-Za-z0-9.-]+", "-", model.id),
+        # Where the gateways learn of the model; see fleet/watch.py.
+        "user_config": model.model_dump(mode="json"),
         **model.replicas.options(),
+        **({"request_router_config": {"request_router_class": ROUTER}} if model.routing == "prefix" else {}),
         "max_ongoing_requests": model.max_ongoing_requests,
         "graceful_shutdown_timeout_s": model.drain_timeout_s,
         "max_surge_percent": ONE_MORE if model.surges() else 0,

@@ -52,7 +52,9 @@ def read_services(path: Path) -> list[ServiceConfig]:
 
 def _check_gpus(models: list[ModelConfig], gpus: int) -> None:
     """Ray has a replica wait, for ever and without a word, for GPUs that are not there."""
-    needs = {model.id: model.replicas.min * model.reserved_gpus() for model in models if model.reserved_gpus()}
+    needs = {
+        model.id: model.replicas.least_running * model.reserved_gpus() for model in models if model.reserved_gpus()
+    }
     if sum(needs.values()) <= gpus:
         return
     wanted = ", ".join(f"{name} {need:g}" for name, need in needs.items())

@@ -5,14 +5,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
+from serve_app.gateway.aliases import Aliases, check_names
 from serve_app.gateway.config import GatewayConfig
 from serve_app.replica.count import ReplicaCount, ReplicaRange
 from serve_app.replica.engine_watch import WatchdogConfig
+from serve_app.replica.owned_flags import OWNED_FLAGS
 from serve_app.settings import Closed, ConfigError, describe_errors
 
 MODELS_DIRECTORY = Path(__file__).resolve().parent.parent / "configs" / "models"
@@ -23,35 +25,19 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NOT_IN_ID = r"[^\w./:-]+"
 LONGEST_ID = 128
 
-# vLLM flags that the service sets itself; a model file may not contradict it.
-OWNED_FLAGS = frozenset(
-    {
-        "api_key",
-        "api_server_count",
-        "config",
-        "data_parallel_size",
-        "disable_log_stats",
-        "distributed_executor_backend",
-        "headless",
-        "host",
-        "model",
-        "model_tag",
-        "mm_processor_cache_gb",
-        "pipeline_parallel_size",
-        "port",
-        "served_model_name",
-        "tensor_parallel_size",
-        "uds",
-    }
-)
+# Settings of a model that change without a restart of its replicas.
+LIVE_SETTINGS = frozenset({"fallback", "max_ongoing_requests", "replicas"})
+
+ModelId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID, pattern=r"^[\w./:-]+$")]
+Source = Annotated[str, Field(min_length=1)]
 
 
 class ModelConfig(Closed):
     """One model and how its replicas run. Files of this form live in configs/models."""
 
-    id: str = Field(min_length=1, max_length=LONGEST_ID, pattern=r"^[\w./:-]+$")
+    id: ModelId
     """What clients send as `model`."""
-    source: str = Field(min_length=1)
+    source: Source
     """A hub id, a local directory, or `demo` (the small model that comes with the service)."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where it runs; auto: what the installed vLLM was built for."""
@@ -79,6 +65,12 @@ class ModelConfig(Closed):
     """Whether a replica of a new version starts before an old one stops, if there is room for it; null: on cpu."""
     watchdog: WatchdogConfig = WatchdogConfig()
     """When a replica counts as hung."""
+    adapters: dict[ModelId, Source] = Field(default={})
+    """LoRA adapters, each a model of its own: its id, and the local directory that its weights are in."""
+    fallback: str | None = None
+    """Id of the model that answers instead while this one loads, has failed or has no place (503)."""
+    routing: Literal["prefix", "power_of_two"] = "prefix"
+    """Which replica gets a request: the one with its prefix in the cache, or the less busy of two, as Serve does."""
     engine: Literal["vllm", "scripted"] = "vllm"
     """vllm, or the scripted engine for tests and load."""
     script_delay_s: float = Field(default=0, ge=0)
@@ -103,6 +95,10 @@ class ModelConfig(Closed):
         """Workers of one engine core."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
+    def fixed_settings(self) -> dict[str, Any]:
+        """The settings that its replicas are started with; when one changes, others take their place."""
+        return self.model_dump(mode="json", exclude=set(LIVE_SETTINGS))
+
     def resolved_device(self) -> Literal["cpu", "gpu"]:
         """The device, with `auto` decided by the installed build of vLLM."""
         if self.device != "auto":
@@ -125,13 +121,16 @@ class ServiceConfig(Closed):
 
     models: list[str | ModelConfig] = Field(default=["demo"], min_length=1)
     """Names in configs/models, paths to model files, local model directories, hub ids, or whole models."""
+    aliases: Aliases = Field(default={})
+    """Further names, each for one of several models by weight: `chat: {v1: 90, v2: 10}`."""
     gateway: GatewayConfig = GatewayConfig()
     """The gateway deployment."""
 
     def resolve(self, environment: Mapping[str, str] = os.environ) -> list[ModelConfig]:
         """The models to serve, with DEFAULT_MODEL, TP_SIZE and MAX_MODEL_LEN applied.
 
-        DEFAULT_MODEL replaces the list. TP_SIZE and MAX_MODEL_LEN override every model.
+        DEFAULT_MODEL replaces the list, and aliases then stand for what of it they name. TP_SIZE and MAX_MODEL_LEN
+        override every model.
 
         Raises:
             ConfigError: a model or a variable is wrong.
@@ -141,8 +140,11 @@ class ServiceConfig(Closed):
         models = [
             _override(entry if isinstance(entry, ModelConfig) else load_model(entry), environment) for entry in listed
         ]
-        if repeated := {m.id for m in models if sum(n.id == m.id for n in models) > 1}:
+        ids = [name for model in models for name in (model.id, *model.adapters)]
+        if repeated := {name for name in ids if ids.count(name) > 1}:
             raise ConfigError(f"models: {', '.join(sorted(repeated))} is listed more than once")
+        if not default:
+            check_names(self.aliases, dict.fromkeys(ids) | {model.id: model.fallback for model in models})
         return models
 
 
@@ -171,11 +173,14 @@ def load_model(name: str) -> ModelConfig:
 
 
 def check_source(model: ModelConfig) -> None:
-    """Raise ConfigError if the model's weights are a local path that is not there."""
+    """Raise ConfigError if the weights of the model or of an adapter are a local path that is not there."""
     source = Path(model.source).expanduser()
     is_path = source.is_absolute() or model.source.startswith((".", "~"))
     if is_path and not (source / "config.json").is_file():
         raise ConfigError(f"model {model.id}: no model in directory {model.source}")
+    for name, folder in model.adapters.items():
+        if not (Path(folder).expanduser() / "adapter_config.json").is_file():
+            raise ConfigError(f"model {model.id}: adapters: {name}: no adapter in directory {folder}")
 
 
 def _read_model(file: Path) -> ModelConfig:

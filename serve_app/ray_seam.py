@@ -5,16 +5,19 @@ tests/unit/test_ray_contract.py fails when a pinned version changes these names.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from pydantic import PrivateAttr
 from ray._common.tls_utils import add_port_to_grpc_server
 from ray._private import worker as ray_worker
 from ray.serve._private import replica as serve_replica
 from ray.serve._private.common import DeploymentID, ReplicaID
+from ray.serve._private.config import DeploymentConfig
 from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY, SERVE_NAMESPACE
 from ray.serve.context import _get_global_client
+from ray.serve.deployment import Deployment
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,18 @@ class Replicas:
     """Whether Serve has given up starting them."""
     ids: frozenset[str] = frozenset()
     """Of those that answer."""
+    settings: Any = None
+    """The deployment's `user_config`."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """An application as it is deployed now."""
+
+    deployments: dict[str, Replicas] = field(default_factory=dict)
+    """In the order in which they were built."""
+    args: dict[str, Any] | None = None
+    """What its builder was given; None: it was not deployed by a Serve config."""
 
 
 def listening_host() -> str:
@@ -98,18 +113,50 @@ def behind_haproxy() -> bool:
     return bool(RAY_SERVE_ENABLE_HA_PROXY)
 
 
-def replicas(application: str) -> dict[str, Replicas]:
-    """The replicas of every deployment of an application, from the controller. Blocks for one call to it."""
-    details = _client().get_serve_details()["applications"].get(application, {"deployments": {}})
-    return {
-        name: Replicas(
-            running=sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]),
-            target=deployment["target_num_replicas"],
-            failed=deployment["status"] == "DEPLOY_FAILED",
-            ids=frozenset(each["replica_id"] for each in deployment["replicas"] if each["state"] == "RUNNING"),
-        )
-        for name, deployment in details["deployments"].items()
-    }
+def deployed(application: str) -> Deployed | None:
+    """What the controller says of an application; None while it builds it anew. Blocks for one call to it."""
+    details = _client().get_serve_details()["applications"].get(application, {})
+    if not details.get("deployments"):
+        return None
+    deployments = {name: _replicas(each) for name, each in details["deployments"].items()}
+    return Deployed(deployments, (details.get("deployed_app_config") or {}).get("args"))
+
+
+def _replicas(deployment: dict[str, Any]) -> Replicas:
+    return Replicas(
+        running=sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]),
+        target=deployment["target_num_replicas"],
+        failed=deployment["status"] == "DEPLOY_FAILED",
+        ids=frozenset(each["replica_id"] for each in deployment["replicas"] if each["state"] == "RUNNING"),
+        settings=deployment["deployment_config"].get("user_config"),
+    )
+
+
+def with_version(deployment: Deployment, version: str) -> Deployment:
+    """A deployment whose replicas are replaced when this version changes, and not with each change of the config.
+
+    Serve gives all deployments of an application one version, a digest of the application's arguments
+    (ray/serve/_private/application_state.py, `build_serve_application`), so that a model more or less would
+    restart all models.
+    """
+    config = _Versioned(**dict(deployment._deployment_config))
+    config._own = version
+    return Deployment(deployment.name, config, deployment._replica_config, version, _internal=True)
+
+
+class _Versioned(DeploymentConfig):
+    _own: str = PrivateAttr("")
+
+    def to_proto_bytes(self) -> bytes:
+        """The last that Serve's builder does with a config, once it has put its own version in."""
+        self.version = self._own
+        proto: bytes = super().to_proto_bytes()  # type: ignore[no-untyped-call]
+        return proto
+
+
+def runtime_env() -> dict[str, Any]:
+    """The environment that this application is built and run in, as its Serve config says."""
+    return dict(ray.get_runtime_context().runtime_env)
 
 
 def _client() -> Any:

@@ -5,6 +5,7 @@ internals; tests/unit/test_vllm_contract.py fails when a pinned version changes 
 """
 
 from vllm.config import VllmConfig
+from vllm.lora.request import LoRARequest
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, SamplingType
 from vllm.tasks import POOLING_TASKS, SupportedTask
@@ -36,6 +37,7 @@ __all__ = [
     "EngineDeadError",
     "Executor",
     "FinishReason",
+    "LoRARequest",
     "LogprobsLists",
     "MsgpackDecoder",
     "MsgpackEncoder",

@@ -90,7 +90,7 @@ def _table(models: "list[ModelHealth]") -> Table:
     table.add_column("context", justify="right")
     for model in models:
         status = f"{model.status}: {model.error}" if model.error else model.status
-        style = {"ready": "green", "loading": "yellow"}.get(model.status, "red")
+        style = {"ready": "green", "loading": "yellow", "asleep": "dim"}.get(model.status, "red")
         table.add_row(
             Text(one_line(model.id), style="bold"),
             Text(one_line(status), style=style),

@@ -10,6 +10,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.fleet.channel import Sink
 from serve_app.fleet.failures import Loss, classify, is_cancelled_here
 from serve_app.fleet.journal import Entry
+from serve_app.fleet.routing import Balancer
 from serve_app.vllm_seam import MsgpackEncoder
 
 logger = logging.getLogger("ray.serve")
@@ -22,7 +23,9 @@ DRAIN_S = 0.05
 class ReplicaCall:
     """Calls the replicas of one deployment."""
 
-    def __init__(self, replicas: DeploymentHandle[Any], sink: Sink) -> None:
+    def __init__(self, replicas: DeploymentHandle[Any], sink: Sink, balancer: Balancer) -> None:
+        """`balancer`: which of them gets a call."""
+        self._balancer = balancer
         self._generate = replicas.options(method_name="generate")
         self._sink = sink
         self._encoder = MsgpackEncoder()
@@ -32,11 +35,15 @@ class ReplicaCall:
         request = entry.attempt_request()
         if not entry.suspicion:  # of one under suspicion the replica says when its turn has come
             entry.begin()
+        hint = self._balancer.hint(request)
         try:
             frames = [bytes(frame) for frame in self._encoder.encode(request)]  # type: ignore[arg-type]
-            call = self._generate.remote(self._sink, request.request_id, frames, entry.suspicion.value)
+            call = self._generate.remote(self._sink, request.request_id, frames, entry.suspicion.value, hint=hint)
             await call
-            return None if await _finished(entry, SETTLE_S) else Loss.DROPPED
+            if not await _finished(entry, SETTLE_S):
+                return Loss.DROPPED
+            self._balancer.learn(len(entry.tokens))
+            return None
         except asyncio.CancelledError:
             if is_cancelled_here():
                 call.cancel()  # type: ignore[no-untyped-call]
@@ -46,6 +53,8 @@ class ReplicaCall:
             loss, error_name = classify(error), type(error).__name__
             if loss is Loss.FAILED:
                 logger.exception("request %s failed in the replica", request.request_id)
+        finally:
+            hint.end()
         if loss is not Loss.BUSY:
             logger.warning("request %s: %s (%s)", request.request_id, loss.value, error_name)
         return None if loss is Loss.DEATH and await _finished(entry, DRAIN_S) else loss

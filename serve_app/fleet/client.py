@@ -24,6 +24,7 @@ from serve_app.fleet.outbox import Outbox
 from serve_app.fleet.peers import Deployment, Limits, Peers
 from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.resume import End, EngineTraits, Move, decide, obstacle
+from serve_app.fleet.routing import Balancer
 from serve_app.fleet.settings import FailoverConfig
 from serve_app.fleet.suspects import Suspects
 from serve_app.vllm_seam import (
@@ -32,6 +33,7 @@ from serve_app.vllm_seam import (
     EngineCoreOutputs,
     EngineCoreRequest,
     FinishReason,
+    LoRARequest,
     SupportedTask,
 )
 
@@ -77,29 +79,25 @@ class FleetClient(EngineCoreClient):
         """
         self.resources = SimpleNamespace(engine_dead=False)
         self.journal = Journal()
-        self.budget = MoveBudget(failover.tokens_per_s)
-        self._tasks = tasks
-        self._deployment = deployment
-        self._admit = admit
-        self._engine = engine
-        self._max_moves = failover.max_moves
-        self._suspects = Suspects(model, quarantine)
-        self._restart_output = restart_output
+        self.budget, self._max_moves = MoveBudget(failover.tokens_per_s), failover.max_moves
+        self._tasks, self._engine = tasks, engine
+        self._deployment, self._admit = deployment, admit
+        self._suspects, self._restart_output = Suspects(model, quarantine), restart_output
         self._receiver = TokenReceiver(host)
-        self._call = ReplicaCall(replicas, self._receiver.sink)
-        self._outbox = Outbox()
+        self._outbox, self._load = Outbox(), FleetLoad()
         self._unread: dict[str, Entry] = {}  # what the front end has neither read to the end nor given up
-        self._load = FleetLoad()
         self._attempts: set[asyncio.Task[None]] = set()
         by_plan, can_move = partial(self._move, loss=Loss.PLANNED), lambda entry: decide(entry, engine) is not Move.FAIL
         watched = self.journal, deployment, limits, self.budget
         self._peers = Peers(*watched, can_move=can_move, move=by_plan, lost=self._move)
-        self._reader = asyncio.create_task(self._read())
-        self._overseer = asyncio.create_task(self._peers.run())
+        self._balancer = Balancer(self._peers.suspects)
+        self._call = ReplicaCall(replicas, self._receiver.sink, self._balancer)
+        self._hearing = asyncio.create_task(self._peers.run(self._read()))
 
-    async def run(self) -> None:
-        """Runs as long as this client hears its replicas; raises what has ended that."""
-        await asyncio.gather(self._reader, self._overseer)
+    def check(self) -> None:
+        """Raise what has ended the reading of tokens."""
+        if self._hearing.done():
+            self._hearing.result()
 
     async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
         return self._tasks
@@ -118,8 +116,7 @@ class FleetClient(EngineCoreClient):
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
             self._unread.pop(request_id, None)
-            entry = self.journal.close(request_id)
-            if entry is not None and entry.task is not None:
+            if (entry := self.journal.close(request_id)) is not None and entry.task is not None:
                 entry.task.cancel()
 
     async def get_output_async(self) -> EngineCoreOutputs:
@@ -132,6 +129,10 @@ class FleetClient(EngineCoreClient):
                     del self._unread[output.request_id]
         return step
 
+    async def add_lora_async(self, lora_request: LoRARequest) -> bool:
+        """Nothing to load yet: each replica loads an adapter with the first request for it, which says where it is."""
+        return True
+
     async def reset_mm_cache_async(self) -> None:
         """Nothing to reset: the multimodal cache is off (see replica/arguments.py)."""
 
@@ -140,9 +141,16 @@ class FleetClient(EngineCoreClient):
 
     def shutdown(self, timeout: float | None = None) -> None:
         self.resources.engine_dead = True
-        for task in (self._reader, self._overseer, *self._attempts):
+        for task in (self._hearing, *self._attempts):
             task.cancel()
         self._receiver.close()
+
+    def fail_all(self) -> None:
+        """End every open request with an error."""
+        for entry in list(self.journal):
+            if entry.task is not None:
+                entry.task.cancel()
+            self._end(entry, FinishReason.ERROR)
 
     def _start(self, entry: Entry) -> None:
         entry.task = asyncio.create_task(self._attempt(entry))
@@ -175,8 +183,7 @@ class FleetClient(EngineCoreClient):
         """
         if not self.journal.holds(entry):
             return
-        planned = loss is Loss.PLANNED
-        step = decide(entry, self._engine)
+        planned, step = loss is Loss.PLANNED, decide(entry, self._engine)
         if planned and step is Move.FAIL:
             return
         if entry.task is not None and entry.task is not asyncio.current_task():
@@ -206,9 +213,8 @@ class FleetClient(EngineCoreClient):
 
     def _end(self, entry: Entry, finish_reason: FinishReason, stop_reason: int | None = None) -> None:
         """End a request in place of a replica."""
-        request_id = entry.request.request_id
         if self.journal.holds(entry):
-            self.journal.close(request_id)
+            self.journal.close(entry.request.request_id)
             self._outbox.put_end(entry.request, finish_reason, stop_reason)
             if finish_reason is FinishReason.ERROR and entry.on_error is not None:
                 entry.on_error()
@@ -220,20 +226,17 @@ class FleetClient(EngineCoreClient):
             for entry in filter(None, map(self.journal.entry_at, header.begun)):
                 entry.begin()
             translate_times(step)
-            step.outputs = [
-                output
-                for output, offset in zip(step.outputs, header.offsets, strict=True)
-                if self._accept(output, offset)
-            ]
-            if step.scheduler_stats is not None:
-                self._load.combine(header.replica, step.scheduler_stats, self._deployment.running())
-            if step.outputs or step.scheduler_stats is not None:
+            outputs = zip(step.outputs, header.offsets, strict=True)
+            step.outputs = [output for output, offset in outputs if self._accept(output, offset)]
+            if (stats := step.scheduler_stats) is not None:
+                self._balancer.report(header.replica, stats.num_running_reqs + stats.num_waiting_reqs)
+                self._load.combine(header.replica, stats, self._deployment.running())
+            if step.outputs or stats is not None:
                 self._outbox.put(step)
 
     def _accept(self, output: EngineCoreOutput, offset: int) -> bool:
         """Write an output into the journal; False if its attempt was given up or its client has left."""
-        entry = self.journal.entry_of(output)
-        if entry is None:
+        if (entry := self.journal.entry_of(output)) is None:
             return False
         try:
             self.journal.record(entry, output, offset)

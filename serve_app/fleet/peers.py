@@ -7,9 +7,10 @@ requests go on elsewhere, and it is killed, so that Serve starts another.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ray.exceptions import RayError
 
@@ -23,6 +24,8 @@ logger = logging.getLogger("ray.serve")
 LATE_S = 5.0
 # What such a gateway hears at first was sent before, perhaps by a replica that has stopped talking to it.
 BACKLOG_S = 2.0
+# A replica that has missed so many signs of life gets no new requests until it is heard of again.
+SUSPECT_S = 3 * BEAT_S
 # All streams have moved so long before their replica is gone.
 MARGIN_S = 2.0
 
@@ -89,6 +92,8 @@ class Peers:
         self._lost = lost
         self._budget = budget
         self._doubtful_s = 0.0
+        self.suspects: set[str] = set()
+        """Replicas that should get no request now: they are being stopped, or are silent."""
         self._peers: dict[str, _Peer] = {}
         self._kills: dict[str, asyncio.Task[None]] = {}
 
@@ -97,6 +102,10 @@ class Peers:
         peer = self._peers.setdefault(header.replica, _Peer())
         peer.silent_s = 0.0
         peer.leaving_s = header.leaving_s if header.leaving_s is not None else peer.leaving_s
+        if peer.leaving_s is None:
+            self.suspects.discard(header.replica)
+        else:
+            self.suspects.add(header.replica)
         for attempt in header.taken:
             if (entry := self._journal.entry_at(attempt)) is not None:
                 entry.take(header.replica)
@@ -105,9 +114,15 @@ class Peers:
         """Expect no more of a replica: it is gone, or has given this gateway up. None: which one is not known."""
         if replica is not None:
             self._peers.pop(replica, None)
+            self.suspects.discard(replica)
 
-    async def run(self) -> None:
-        """Watch for ever."""
+    async def run(self, reading: Coroutine[Any, Any, None]) -> None:
+        """Watch for ever, as long as what the replicas send is read: otherwise all of them would seem silent."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(reading)
+            tasks.create_task(self._watch())
+
+    async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         last = loop.time()
         while True:
@@ -116,15 +131,18 @@ class Peers:
             self._doubtful_s = BACKLOG_S if elapsed_s > LATE_S else max(0.0, self._doubtful_s - elapsed_s)
             if self._doubtful_s:
                 self._peers.clear()
+                self.suspects.clear()
             # Only time in which a message would have been noticed counts as silence.
             self._look(min(elapsed_s, 2 * BEAT_S))
 
     def _look(self, elapsed_s: float) -> None:
         for name, peer in list(self._peers.items()):
             peer.silent_s += elapsed_s
+            if peer.silent_s >= SUSPECT_S:
+                self.suspects.add(name)
             if 0 < self._limits.silent_s <= peer.silent_s:
                 self._give_up(name)
-            elif peer.leaving_s is not None:
+            elif peer.leaving_s is not None and peer.leaving_s < math.inf:
                 self._move_some(name, peer, peer.leaving_s, elapsed_s)
 
     def _carried_by(self, replica: str) -> list[Entry]:

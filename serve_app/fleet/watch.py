@@ -1,4 +1,4 @@
-"""The fleet's state as Serve sees it: which models have replicas that can answer."""
+"""The fleet's state as Serve sees it: which models are deployed, and which of them have replicas that can answer."""
 
 import asyncio
 import contextlib
@@ -12,11 +12,11 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from serve_app import ray_seam
-from serve_app.ray_seam import Replicas
+from serve_app.ray_seam import Deployed, Replicas
 
 logger = logging.getLogger("ray.serve")
 
-# While a model has no replica, and while all is well. A replica that is lost wakes the watch at once.
+# While a model has fewer replicas than it should, and while all is well. A lost replica wakes the watch at once.
 LOADING_POLL_S = 1.0
 CALM_POLL_S = 5.0
 
@@ -26,28 +26,32 @@ class State(StrEnum):
 
     READY = "ready"
     LOADING = "loading"
+    ASLEEP = "asleep"
+    """It has no replica, and the next request to it starts one."""
     FAILED = "failed"
 
 
 class FleetWatch:
-    """Asks Serve's controller for the replicas of each deployment.
+    """Asks Serve's controller for the deployments of this application and their replicas.
 
-    While the controller cannot be reached, the last answer stands: running replicas do not need it.
+    While the controller cannot be reached, or builds the application anew, the last answer stands: running replicas
+    need neither.
     """
 
-    def __init__(self, deployments: list[str]) -> None:
+    def __init__(self) -> None:
         self.gpu_available = False
-        self._application = serve.get_replica_context().app_name
-        self._replicas = dict.fromkeys(deployments, Replicas())
+        self.application = serve.get_replica_context().app_name
+        self.deployed: Deployed | None = None
+        """None: it has not answered yet."""
         self._woken = asyncio.Event()
         self.looked = asyncio.Event()
         """Set after the first look."""
 
     def __getitem__(self, deployment: str) -> Replicas:
-        return self._replicas[deployment]
+        return self.deployed.deployments.get(deployment, Replicas()) if self.deployed else Replicas()
 
     def of(self, deployment: str) -> "Watched":
-        return Watched(self, self._application, deployment)
+        return Watched(self, self.application, deployment)
 
     def wake(self) -> None:
         """Have a look now: a replica seems to be gone."""
@@ -63,15 +67,13 @@ class FleetWatch:
                 logger.warning("Serve's controller does not answer: %s", type(error).__name__)
             self.looked.set()
             on_look()
-            calm = all(each.running >= each.target for each in self._replicas.values())
+            calm = self.deployed and all(each.running >= each.target for each in self.deployed.deployments.values())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), CALM_POLL_S if calm else LOADING_POLL_S)
 
     def _poll(self) -> None:
         self.gpu_available = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
-        found = ray_seam.replicas(self._application)
-        if found:  # Serve tells of none while it builds the application anew
-            self._replicas = {name: found.get(name, Replicas()) for name in self._replicas}
+        self.deployed = ray_seam.deployed(self.application) or self.deployed
 
 
 class Watched:

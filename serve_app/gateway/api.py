@@ -87,7 +87,7 @@ class GatewayApp:
         if path == HEALTH:
             _require(scope, "GET", "HEAD")
             health = reports.health(self.models)
-            return await _send_json(send, health, status=200 if health.model_loaded else 503)
+            return await _send_json(send, health, status=200 if health.status in {"ok", "degraded"} else 503)
         address = scope["client"][0] if scope.get("client") else ""
         caller = self.keyring.authenticate(scope["headers"], address)
         if path == METRICS:

@@ -9,7 +9,8 @@ from serve_app.gateway.frontend import Frontend
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.limits.limiter import Quota
 from serve_app.gateway.limits.requests import Reservation
-from serve_app.gateway.ticket import Ticket, Usage
+from serve_app.gateway.ticket import Ticket
+from serve_app.gateway.usage import Usage
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from pydantic import Field
 
-from serve_app.gateway.errors import BadRequest, Headers
+from serve_app.gateway.errors import BadRequest, DeadlineExceeded, Headers, ModelLoading
 from serve_app.settings import Closed
 
 OWN_HEADER = b"x-request-deadline-ms"
@@ -43,6 +43,18 @@ class Progress(Protocol):
         """Whether any token of the answer has come."""
 
     @property
+    def model(self) -> str:
+        """The model's id."""
+
+    @property
+    def loading(self) -> bool:
+        """Whether the request waits for a model that has no replica."""
+
+    @property
+    def deadline(self) -> float | None:
+        """When the client must have its first token; None: it does not say."""
+
+    @property
     def dispatched(self) -> float | None:
         """When the request went to a replica; None: it has not, or its deadlines do not run now."""
 
@@ -51,14 +63,47 @@ class Progress(Protocol):
         """When its last token came, or the request moved to another replica."""
 
 
-def running(
+def due_times(
+    deadlines: DeadlinesConfig,
+    progress: Progress,
+    now: float,
+    *,
+    begun: float,
+    chunk: float | None,
+    writing: float | None,
+) -> list[float]:
+    """When each deadline of a request can be due next. All times are the event loop's.
+
+    Args:
+        deadlines: the service's.
+        progress: of the request.
+        now: the time.
+        begun: when the request came.
+        chunk: when a chunk of its stream was last sent.
+        writing: since when the client has not taken what is being sent.
+
+    Raises:
+        DeadlineExceeded: one is over.
+        ModelLoading: the client's own is, and no replica was there to meet it.
+    """
+    times = []
+    if progress.deadline is not None and progress.loading and chunk is None:
+        if progress.deadline <= now:
+            raise ModelLoading(progress.model)
+        times.append(progress.deadline)
+    for since, limit, what in _running(deadlines, progress, begun, chunk, writing):
+        if not limit:
+            continue
+        if since is not None and since + limit <= now:
+            raise DeadlineExceeded(what, limit)
+        times.append((now if since is None else since) + limit)
+    return times
+
+
+def _running(
     deadlines: DeadlinesConfig, progress: Progress, begun: float, chunk: float | None, writing: float | None
 ) -> Iterator[tuple[float | None, float, str]]:
-    """Each deadline of a request: since when it runs (None: not now), its seconds, and what it bounds.
-
-    `begun`: when the request came; `chunk`: when a chunk of its stream was last sent; `writing`: since when the
-    client has not taken what is being sent.
-    """
+    """Each deadline of a request: since when it runs (None: not now), its seconds, and what it bounds."""
     token = progress.token if chunk is None else max(progress.token or 0.0, chunk)
     yield begun, deadlines.total_s, "The request"
     yield progress.dispatched if token is None else None, deadlines.first_token_s, "The first token"

@@ -17,6 +17,7 @@ from serve_app.config import ModelConfig
 from serve_app.fleet import quarantine_board
 from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.watch import FleetWatch
+from serve_app.gateway.aliases import Alias
 from serve_app.gateway.api import GatewayApp
 from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.cors import Cors, parse_origins
@@ -29,6 +30,7 @@ from serve_app.gateway.limits.memory import MemoryLimiter
 from serve_app.gateway.limits.requests import RequestLimits
 from serve_app.gateway.models import Model, Models
 from serve_app.gateway.policy.check import Policy
+from serve_app.gateway.roster import Roster
 from serve_app.ledger.usage import UsageReports
 from serve_app.ledger.writer import Ledger, open_ledger
 from serve_app.ray_seam import listen_on_node_address
@@ -44,21 +46,22 @@ class Gateway:
         config: GatewayConfig,
         models: list[ModelConfig],
         replicas: list[DeploymentHandle[Any]],
+        aliases: dict[str, Alias],
+        *,
         limiter: DeploymentHandle[Any] | None = None,
         board: DeploymentHandle[Any] | None = None,
     ) -> None:
         """Args:
         config: the gateways'.
-        models: what is served.
-        replicas: of each model.
+        models, replicas, aliases: what is deployed beside this gateway at first, and handles of it.
         limiter: the one that several gateways share, where they do not share a Redis.
         board: the quarantine board that several gateways share.
         """
         listen_on_node_address()
-        opened = [Model(model, handle) for model, handle in zip(models, replicas, strict=True)]
-        watch = FleetWatch([model.handle.deployment_name for model in opened])
+        watch = FleetWatch()
         self._quarantine, self._board = Quarantine(config.failover.refuse_s), board
-        self._models = Models(opened, watch, config, self._quarantine)
+        self._models = Models(list(map(Model, models, replicas)), aliases, watch)
+        self._roster = Roster(self._models, watch, config, self._quarantine)
         registry = CollectorRegistry()
         self._keyring = Keyring(config.keys)
         self._limits = RequestLimits(_open_limiter(config, limiter, registry), config.limits.lease_s)
@@ -95,7 +98,7 @@ class Gateway:
     async def _run(self) -> None:
         host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._models.run(host))
+            tasks.create_task(self._roster.run(host))
             tasks.create_task(self._keyring.run())
             tasks.create_task(self._limits.run())
             if self._board is not None:

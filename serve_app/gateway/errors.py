@@ -187,11 +187,8 @@ class RateLimited(GatewayError):
 class ModelLoading(GatewayError):
     status, type, code = 503, "server_error", "model_loading"
 
-    def __init__(self, model: str, retry_after_s: int) -> None:
-        super().__init__(
-            f"The model `{model}` is loading. Try again in {retry_after_s} seconds.",
-            headers=[("retry-after", str(retry_after_s))],
-        )
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model `{model}` is loading. Try again in 10 seconds.", headers=[("retry-after", "10")])
 
 
 class ModelFailed(GatewayError):

@@ -4,6 +4,7 @@ The one place that names vLLM's front end; tests/unit/test_vllm_contract.py watc
 adds admin routes, an instrumentator, authentication and CORS around these routes. None of that is taken.
 """
 
+import asyncio
 import contextlib
 import json
 import pickle
@@ -49,6 +50,7 @@ from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, 
 MOST_TOKENS = 8  # of a chunk, under load
 HELD_BACK_S = 0.06  # a token waits no longer for the others of its chunk
 COUNTERS = 64  # settings of a reasoning parser that are kept ready
+FAILED_S = 5.0  # so long failed requests may take to tell their clients
 
 
 class FrontendFailed(Exception):
@@ -71,6 +73,8 @@ class Frontend:
     ) -> None:
         self._app = app
         self._open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.fleet = fleet
         self.metrics = metrics
         self.reading = reading
@@ -96,12 +100,15 @@ class Frontend:
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             self._open += 1
+            self._idle.clear()
             self._set_chunks(busy_from)
             try:
                 await self._app(scope, receive, send)
             finally:
                 self._open -= 1
                 self._set_chunks(busy_from)
+                if not self._open:
+                    self._idle.set()
 
         return answer
 
@@ -111,9 +118,18 @@ class Frontend:
         self._engine.output_processor.stream_interval = max(self._stream_interval, tokens, 1)
 
     def check(self) -> None:
-        """Raise FrontendFailed once no request can be answered any more."""
+        """Raise what keeps this gateway from answering for the model: no request would be answered any more."""
+        self.fleet.check()
         if self._engine.errored:
             raise FrontendFailed
+
+    async def retire(self, within_s: float | None) -> None:
+        """Let the open requests end, for so many seconds at most (None: any); those that do not are failed."""
+        for patience_s in (within_s, FAILED_S):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), patience_s)
+            self.fleet.fail_all()
+        self.close()
 
     def close(self) -> None:
         self._engine.shutdown()

@@ -1,40 +1,50 @@
 """A request on a model route, from its body to its row in the usage ledger."""
 
 import asyncio
-import time
+import logging
 from datetime import UTC, datetime
+from typing import NamedTuple
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.fleet.watch import State
 from serve_app.gateway import ticket as tickets
+from serve_app.gateway.admission import Admission
+from serve_app.gateway.aliases import conversation_of
 from serve_app.gateway.body import ClientLeft, read_body, replay
 from serve_app.gateway.call import Call
 from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.deadlines import client_deadline
-from serve_app.gateway.errors import GatewayError, TaskNotSupported
+from serve_app.gateway.errors import GatewayError, ModelFailed, ModelLoading, Overloaded, TaskNotSupported
+from serve_app.gateway.frontend import Frontend
 from serve_app.gateway.keys.caller import Caller
-from serve_app.gateway.models import Models
-from serve_app.gateway.policy.check import Policy
+from serve_app.gateway.models import Model, Models, Name
+from serve_app.gateway.policy.check import Asked, Checked, Policy, for_model
 from serve_app.gateway.replies import JSON, style_of
 from serve_app.gateway.response import CLIENT_LEFT, Answer
 from serve_app.gateway.routes import ModelRoute
-from serve_app.gateway.ticket import Ticket, Usage
+from serve_app.gateway.rows import INTERNAL, row_of
+from serve_app.gateway.ticket import Ticket
 from serve_app.gateway.translate import internal_error
 from serve_app.ledger.row import Finish, Row
 from serve_app.ledger.writer import Ledger
-from serve_app.vllm_seam import FinishReason
 
+logger = logging.getLogger("ray.serve")
+
+# After these another model can answer, where there is one to fall back on.
+UNAVAILABLE = (ModelLoading, ModelFailed, Overloaded)
 # Headers by which a client would choose ids, priority or a replica in vLLM; ours take their place.
 STEERING = frozenset({b"x-request-id", b"x-session-id", b"x-vllm-priority", b"x-data-parallel-rank", b"content-length"})
-OK, INTERNAL = 200, 500
-FINISHES: dict[FinishReason | None, Finish] = {
-    None: "stop",  # vLLM's front end found a stop string
-    FinishReason.STOP: "stop",
-    FinishReason.LENGTH: "length",
-    FinishReason.ABORT: "stop",
-    FinishReason.ERROR: "error",
-    FinishReason.REPETITION: "repetition",
-}
+
+
+class _Request(NamedTuple):
+    route: ModelRoute
+    scope: Scope
+    receive: Receive
+    send: Send
+    body: bytes
+    deadline: float | None
+    """When the client must have its first token, in the event loop's time."""
 
 
 class Inference:
@@ -90,88 +100,104 @@ class Inference:
             )
 
     async def _answer(self, call: Call, route: ModelRoute, scope: Scope, receive: Receive, send: Send) -> None:
-        self._policy.check_content(route, scope["headers"])
+        headers = scope["headers"]
+        self._policy.check_content(route, headers)
         body = await read_body(receive, self._policy.body_limit(route), self._config.deadlines.body_s)
         read = asyncio.get_running_loop().time()
-        asked = await self._policy.read(route, scope["headers"], body)
+        asked = await self._policy.read(route, headers, body)
         # Before all else, which could tell a model out of the key's scope from one that is not there.
-        model = self._models.get(asked.model, call.caller)
-        call.model = model.config.id
+        names = self._models.candidates(
+            asked.model, call.caller, lambda: conversation_of(call.caller.id, headers, asked.fields)
+        )
+        call.model = names[0].id
         call.caller.require_endpoint(scope["path"])
-        request = await self._policy.check(route, scope["headers"], body, asked, call.caller)
-        call.frontend = frontend = self._models.ready(model)
-        if route.path not in frontend.paths:
-            raise TaskNotSupported(f"The model `{model.config.id}` does not support {route.path}.", param="model")
-        frontend.reading.check(request, self._config.policy, call.caller.limits.context)
+        request = _Request(route, scope, receive, send, body, client_deadline(headers, call.started, read))
+        for name in names[:-1]:
+            if await self._ask(call, request, asked, name, last=False):
+                return
+            asked = await self._policy.read(route, headers, body)  # the check has changed it
+        await self._ask(call, request, asked, names[-1], last=True)
+
+    async def _ask(self, call: Call, request: _Request, asked: Asked, name: Name, *, last: bool) -> bool:
+        """Have a model answer. False: it cannot now, and the client, which has been sent nothing, may ask another."""
+        route, scope, headers = request.route, request.scope, request.scope["headers"]
+        model, call.model = name.model, name.id
+        asked, body = for_model(asked, headers, request.body, name.id)
+        checked = await self._policy.check(route, headers, body, asked, call.caller)
+        if not last and self._models.state(model) is not State.READY:
+            model.wake()
+            return False
+        self._models.check(model)
+        if model.frontend is not None:
+            _check_route(route, model, model.frontend)
         call.ticket = ticket = Ticket(
+            model.config.id,
             call.caller,
-            frontend.admission,
+            lambda: _admission(model),
             call.reservation,
             call.quota,
-            deadline=client_deadline(scope["headers"], call.started, read),
-            bounded=request.bounded,
-            prompts=request.prompts,
-            choices=request.choices,
+            deadline=request.deadline,
+            bounded=checked.bounded,
+            prompts=checked.prompts,
+            choices=checked.choices,
             available=lambda: self._models.replicas(model).running > 0,
+            before=call.ticket,
         )
-        ticket.check()
         answer = Answer(
-            send,
+            request.send,
             self._config.deadlines,
             ticket,
             lambda: ticket.refusal,
             request_id=call.request_id,
             style=style_of(scope["path"]),
+            streams=asked.streams,
+            elsewhere=lambda error: not last and isinstance(error, UNAVAILABLE),
             before_end=call.settle,
         )
         ticket.on_refusal = answer.fail
         token = tickets.current.set(ticket)
         try:
-            inner = _inner_scope(route, scope, request.body, call.request_id)
-            await answer.run(frontend.app(self._config.busy_from), inner, replay(request.body, receive))
+            inner = _inner_scope(route, scope, checked.body, call.request_id)
+            app = self._app(call, ticket, route, model, checked)
+            await answer.run(app, inner, replay(checked.body, request.receive))
         finally:
             tickets.current.reset(token)
             ticket.close()
             call.status, call.error, call.client_left = answer.status, answer.error, answer.client_left
+        return not answer.is_for_others
+
+    def _app(self, call: Call, ticket: Ticket, route: ModelRoute, model: Model, checked: Checked) -> ASGIApp:
+        """The model's front end, which it may have to wait for."""
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            call.frontend = frontend = await model.opened()
+            try:
+                _check_route(route, model, frontend)
+                frontend.reading.check(checked, self._config.policy, call.caller.limits.context)
+                ticket.check()
+            except GatewayError as refusal:
+                ticket.refuse(refusal)
+            else:
+                await frontend.app(self._config.busy_from)(scope, receive, send)
+
+        return app
 
     async def _account(self, call: Call, path: str) -> None:
         used = call.usage()
         # The row first: Serve cancels a request whose client has left, and can do so at any `await`.
         if self._ledger is not None:
-            self._ledger.add(_row(call, path, used))
+            self._ledger.add(row_of(call, path, used))
         await call.settle()
 
 
-def _row(call: Call, path: str, used: Usage) -> Row:
-    output = reasoning = 0
-    if call.status == OK:  # otherwise an error, or nothing at all, is what the client got
-        output = used.sent_tokens
-        if call.frontend and call.ticket:
-            reasoning = sum(map(call.frontend.count_reasoning, call.ticket.entries))
-    return Row(
-        time=call.arrived,
-        request_id=call.request_id,
-        key_id=call.caller.id,
-        model=call.model,
-        route=path,
-        prompt_tokens=used.prompt_tokens,
-        cached_tokens=used.cached_tokens,
-        output_tokens=output,
-        reasoning_tokens=reasoning,
-        ttft_s=None if used.first_token_at is None else used.first_token_at - call.started,
-        duration_s=time.monotonic() - call.started,
-        finish=_finish(call, used),
-        attempts=used.attempts,
-        status=CLIENT_LEFT if call.status is None else call.status,
-    )
+def _admission(model: Model) -> Admission:
+    assert model.frontend is not None  # noqa: S101  it has just made tokens of the prompt
+    return model.frontend.admission
 
 
-def _finish(call: Call, used: Usage) -> Finish:
-    if call.client_left or call.status is None:
-        return "abort"
-    if call.error is not None:
-        return "error" if used.attempts or call.error.status == INTERNAL else "refused"
-    return FINISHES[used.finish_reason]
+def _check_route(route: ModelRoute, model: Model, frontend: Frontend) -> None:
+    if route.path not in frontend.paths:
+        raise TaskNotSupported(f"The model `{model.config.id}` does not support {route.path}.", param="model")
 
 
 def _inner_scope(route: ModelRoute, scope: Scope, body: bytes, request_id: str) -> Scope:

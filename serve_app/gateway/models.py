@@ -1,17 +1,20 @@
-"""The models behind this gateway: which exist, which can answer, and the front end of each."""
+"""The models behind this gateway: which exist, under which names, which can answer, and the front end of each."""
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import ModelConfig
 from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.watch import FleetWatch, State
+from serve_app.gateway.aliases import Alias
 from serve_app.gateway.config import GatewayConfig
 from serve_app.gateway.errors import ModelFailed, ModelLoading, ModelNotFound
 from serve_app.gateway.frontend import Frontend, open_frontend
@@ -21,8 +24,8 @@ from serve_app.replica.deployment import Description
 
 logger = logging.getLogger("ray.serve")
 
-# Loading takes from half a minute to many; a client that asks this often costs nothing.
-RETRY_AFTER_S = 10
+# While the replicas of a changed model take the place of the old ones.
+CHANGED_POLL_S = 1.0
 # A new gateway waits no longer before it takes requests: a front end opens within seconds, or its replica is stuck.
 WARM_S = 60
 
@@ -35,53 +38,133 @@ class Model:
         self.handle = replicas
         self.created = int(time.time())
         self.frontend: Frontend | None = None
-        self.opened = asyncio.Event()
         self.description: Description | None = None
+        self.broken = False
+        """Whether no front end can be made of it."""
+        self._opened = asyncio.Event()
+        self._waking: asyncio.Task[None] | None = None
 
-    async def open(self, host: str, watch: FleetWatch, config: GatewayConfig, quarantine: Quarantine) -> None:
-        """Wait for the first replica and build the front end."""
-        self.description = await self.handle.describe.remote()
+    @property
+    def sleeps(self) -> bool:
+        """Whether it has no replicas while nobody asks for it, so that a request waits for one."""
+        return self.config.replicas.min == 0
+
+    async def open(
+        self, host: str, watch: FleetWatch, config: GatewayConfig, quarantine: Quarantine
+    ) -> Frontend | None:
+        """Wait for a replica with the model's settings and build the front end; returns the one before."""
+        description = await self._described(self.config.fixed_settings())
         deployment = watch.of(self.handle.deployment_name)
-        self.frontend = await open_frontend(
+        frontend = await open_frontend(
             self.config,
             self.handle,
-            self.description,
+            description,
             host=host,
             deployment=deployment,
             admission=config.admission,
             failover=config.failover,
             quarantine=quarantine,
         )
-        self.opened.set()
-        logger.info("model %s is ready", self.config.id)
+        before, self.frontend, self.description = self.frontend, frontend, description
+        self._opened.set()
+        return before
+
+    async def opened(self) -> Frontend:
+        """The front end, once there is one."""
+        while self.frontend is None:
+            await self._opened.wait()
+        return self.frontend
+
+    def wake(self) -> None:
+        """Have Serve start a replica, if there is none: any call that waits for one does."""
+        if self._waking is None:
+            self._waking = asyncio.create_task(self._wake())
+
+    async def _wake(self) -> None:
+        try:
+            await self.handle.describe.remote()
+        except (RayError, RayServeException) as error:
+            logger.warning("model %s does not wake up: %s", self.config.id, type(error).__name__)
+        finally:
+            self._waking = None
+
+    async def _described(self, settings: dict[str, Any]) -> Description:
+        while True:
+            description: Description = await self.handle.describe.remote()
+            if description.settings == settings:
+                return description
+            await asyncio.sleep(CHANGED_POLL_S)
+
+
+class Name(NamedTuple):
+    """What clients may send as `model`."""
+
+    id: str
+    model: Model
+    """Whose replicas answer; of an alias, those of the one with the most weight."""
+    parent: str | None = None
+    """Of a LoRA adapter, the id of the model that it adapts."""
 
 
 class Models:
     """All models of the service, the first being the default."""
 
-    def __init__(self, models: list[Model], watch: FleetWatch, config: GatewayConfig, quarantine: Quarantine) -> None:
-        self._models = {model.config.id: model for model in models}
+    def __init__(self, models: list[Model], aliases: Mapping[str, Alias], watch: FleetWatch) -> None:
+        self.aliases = aliases
         self._watch = watch
-        self._config = config
-        self._quarantine = quarantine
+        self.set(models)
+
+    def set(self, models: list[Model]) -> None:
+        """These are the models from now on."""
+        self._models = {model.config.id: model for model in models}
+        self._names = {name.id: name for model in models for name in _names(model)}
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
 
-    def visible(self, caller: Caller) -> list[Model]:
-        """The models that a caller may use."""
-        return [model for model in self if caller.may_use(model.config.id)]
+    def visible(self, caller: Caller) -> list[Name]:
+        """The names that a caller may use: models and their adapters first, then aliases."""
+        names = list(self._names.values())
+        for name, alias in self.aliases.items():
+            targets = {target: weight for target, weight in alias.models.items() if target in self._names}
+            if targets:
+                heaviest = max(targets, key=targets.__getitem__)
+                names.append(Name(name, self._names[heaviest].model))
+        return [name for name in names if caller.may_use(name.id)]
 
-    def get(self, name: str | None, caller: Caller) -> Model:
-        """The model of that id, or the first that the caller may use.
+    def get(self, name: str | None, caller: Caller) -> Name:
+        """The name that a caller sent, or the first that it may use.
 
         Raises:
             ModelNotFound: there is none, or it is out of the caller's scope: they look the same.
         """
-        found = next((model for model in self.visible(caller) if name in {None, model.config.id}), None)
+        found = next((each for each in self.visible(caller) if name in {None, each.id}), None)
         if found is None:
             raise ModelNotFound(name or "default")
         return found
+
+    def candidates(self, name: str | None, caller: Caller, conversation: Callable[[], bytes]) -> list[Name]:
+        """What may answer a request: the one that its name stands for, then what it falls back on.
+
+        The key's scope is that of names as clients send them: what an alias or a fallback leads to is the operator's
+        choice.
+
+        Args:
+            name: as the client sent it; None: it sent none.
+            caller: who asks.
+            conversation: what the request's conversation is known by.
+
+        Raises:
+            ModelNotFound: see `get`.
+        """
+        sent = self.get(name, caller)
+        alias = self.aliases.get(sent.id)
+        chosen = alias.choose(conversation(), self._names) if alias else sent.id
+        order = [chosen or sent.model.config.id]
+        for following in order:
+            fallbacks = [self._names[following].model.config.fallback, alias.fallback if alias else None]
+            order += [each for each in fallbacks if each in self._names and each not in order]
+        return [self._names[each] for each in order]
 
     @property
     def gpu_available(self) -> bool:
@@ -93,12 +176,14 @@ class Models:
 
     def state(self, model: Model) -> State:
         replicas = self.replicas(model)
-        if replicas.failed:
+        if replicas.failed or model.broken:
             return State.FAILED
-        return State.READY if model.frontend is not None and replicas.running else State.LOADING
+        if model.frontend is not None and replicas.running:
+            return State.READY
+        return State.ASLEEP if model.sleeps and not replicas.target else State.LOADING
 
-    def ready(self, model: Model) -> Frontend:
-        """The model's front end.
+    def check(self, model: Model) -> None:
+        """See whether the model takes requests; one that sleeps, or wakes up, has them wait.
 
         Raises:
             ModelLoading: no replica can answer.
@@ -107,42 +192,20 @@ class Models:
         state = self.state(model)
         if state is State.FAILED:
             raise ModelFailed(model.config.id)
-        if model.frontend is None or state is not State.READY:
-            raise ModelLoading(model.config.id, RETRY_AFTER_S)
-        return model.frontend
-
-    async def run(self, host: str) -> None:
-        """Open every model as its replicas come up, and watch them. Runs until cancelled.
-
-        Raises:
-            ExceptionGroup: of what keeps this gateway from answering for a model.
-        """
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch.run(self._look))
-            for model in self:
-                tasks.create_task(self._open(model, host))
+        if state is not State.READY and not model.sleeps:
+            raise ModelLoading(model.config.id)
 
     async def warm(self) -> None:
         """Wait for the front ends of models that have replicas already: this gateway may be to replace another."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WARM_S):
                 await self._watch.looked.wait()
-                for model in self:
-                    if self.replicas(model).running:
-                        await model.opened.wait()
+                for model in list(self):
+                    if self.replicas(model).running and not model.broken:
+                        await model.opened()
 
-    async def _open(self, model: Model, host: str) -> None:
-        await model.open(host, self._watch, self._config, self._quarantine)
-        self._look()
-        if model.frontend is not None:
-            await model.frontend.fleet.run()
 
-    def _look(self) -> None:
-        """Let each model run as much as its replicas can compute, as this gateway's share of it."""
-        for model in self:
-            if model.frontend is not None:
-                model.frontend.check()
-                running = self.replicas(model).running
-                seats = running * model.frontend.seats
-                model.frontend.fleet.budget.set_replicas(running, self._config.replicas)
-                model.frontend.admission.set_capacity(-(-seats // self._config.replicas))
+def _names(model: Model) -> Iterator[Name]:
+    yield Name(model.config.id, model)
+    for adapter in model.config.adapters:
+        yield Name(adapter, model, parent=model.config.id)

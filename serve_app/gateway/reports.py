@@ -7,7 +7,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from serve_app.fleet.watch import State
-from serve_app.gateway.models import Model, Models
+from serve_app.gateway.models import Model, Models, Name
 from serve_app.telemetry.metrics import exposition
 
 FAILED = "The replicas of this model do not start; their log tells why."
@@ -35,7 +35,9 @@ class Health(msgspec.Struct):
     """Body of `GET /api/healthz`."""
 
     status: Literal["ok", "degraded", "loading", "failed"]
-    """ok, degraded: all models answer, or some; loading, failed: none does, and some will, or none."""
+    """ok, degraded: all models answer, or some; loading, failed: none does, and some will, or none.
+
+    A model that is asleep answers, if later."""
     gpu_available: bool
     model_loaded: bool
     upstream_healthy: bool
@@ -63,26 +65,28 @@ class ModelList(msgspec.Struct):
 def health(models: Models) -> Health:
     """The state of every model. `queue_size` counts requests of this gateway that have no token yet."""
     reports = [_model_health(models, model) for model in models]
-    ready = [report.status is State.READY for report in reports]
+    answering = [report.status in {State.READY, State.ASLEEP} for report in reports]
     return Health(
-        status=_status(reports, ready),
+        status=_status(reports, answering),
         gpu_available=models.gpu_available,
-        model_loaded=any(ready),
-        upstream_healthy=all(ready),
+        model_loaded=any(report.status is State.READY for report in reports),
+        upstream_healthy=all(answering),
         queue_size=sum(model.frontend.fleet.journal.waiting() for model in models if model.frontend),
         details=Details(reports),
     )
 
 
-def model_list(models: Iterable[Model]) -> ModelList:
-    return ModelList([model_card(model) for model in models])
+def model_list(names: Iterable[Name]) -> ModelList:
+    return ModelList([model_card(name) for name in names])
 
 
-def model_card(model: Model) -> ModelCard:
+def model_card(name: Name) -> ModelCard:
+    model = name.model
     return ModelCard(
-        id=model.config.id,
+        id=name.id,
         created=model.created,
-        root=model.config.source,
+        root=model.config.adapters.get(name.id, model.config.source),
+        parent=name.parent,
         max_model_len=model.frontend.max_model_len if model.frontend else None,
     )
 
@@ -92,9 +96,9 @@ def metrics(models: Models, own: list[CollectorRegistry]) -> bytes:
     return exposition([*(model.frontend.metrics for model in models if model.frontend), *own])
 
 
-def _status(reports: list[ModelHealth], ready: list[bool]) -> Literal["ok", "degraded", "loading", "failed"]:
-    if any(ready) or not reports:
-        return "ok" if all(ready) else "degraded"
+def _status(reports: list[ModelHealth], answering: list[bool]) -> Literal["ok", "degraded", "loading", "failed"]:
+    if any(answering) or not reports:
+        return "ok" if all(answering) else "degraded"
     return "failed" if all(report.status is State.FAILED for report in reports) else "loading"
 
 

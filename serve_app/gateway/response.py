@@ -13,19 +13,16 @@ from collections.abc import Awaitable, Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.gateway.body import receive_until
-from serve_app.gateway.deadlines import DeadlinesConfig, Progress, running
+from serve_app.gateway.deadlines import DeadlinesConfig, Progress, due_times
 from serve_app.gateway.errors import DeadlineExceeded, GatewayError, UpstreamFailed
-from serve_app.gateway.headers import is_event_stream
+from serve_app.gateway.opening import COMMENT, EVENT_STREAM, FAILURES, Opening
 from serve_app.gateway.replies import Style, error_frame, send_error
-from serve_app.gateway.translate import from_answer, from_frame, internal_error
+from serve_app.gateway.translate import internal_error
 
 logger = logging.getLogger("ray.serve")
 
-COMMENT: Message = {"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True}
-FAILURES = (b'data: {"error"', b"event: error")
 # The events after which a client counts a stream as complete.
 ENDS = (b"data: [DONE]", b"event: message_stop", b"event: response.completed", b"event: response.incomplete")
-MAX_ERROR_BYTES = 1024 * 1024
 CLIENT_LEFT = 499
 # vLLM's app ends by itself when it is told that the client is gone; a task that does not is cancelled.
 GRACE_S = 1.0
@@ -49,6 +46,8 @@ class Answer:
         *,
         request_id: str,
         style: Style = "openai",
+        streams: bool = False,
+        elsewhere: Callable[[GatewayError], bool] = lambda _: False,
         before_end: Callable[[], Awaitable[None]],
     ) -> None:
         """Args:
@@ -58,6 +57,8 @@ class Answer:
         refusal: why the gateway refused the request, once it has. It goes before whatever vLLM made of it.
         request_id: for the log, and for the message of a failure inside.
         style: whose error shape the client reads.
+        streams: whether the client asks for a stream of events; it gets comments while the model loads.
+        elsewhere: whether another model can answer after this error; the client is then not told of it.
         before_end: awaited, perhaps more than once, before the client learns that the answer is over: it may
             send its next request at once, and should find its place free.
         """
@@ -67,8 +68,8 @@ class Answer:
         self._deadlines = deadlines
         self._progress = progress
         self._refusal = refusal
-        self._request_id = request_id
-        self._style = style
+        self._request_id, self._style = request_id, style
+        self._streams, self._elsewhere = streams, elsewhere
         self._before_end = before_end
         self._loop = asyncio.get_running_loop()
         self._begun = self._wrote = self._chunk = self._write_began = self._loop.time()
@@ -76,9 +77,9 @@ class Answer:
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._comment: asyncio.Task[None] | None = None
-        self._start: Message = {}
-        self._held = b""
-        self._started = self._streaming = self._complete = self.client_left = False
+        self._opening = Opening(progress, request_id)
+        # What the client has been sent, and whether what the app says is passed on.
+        self._started = self._streaming = self._accepted = self._complete = self.client_left = False
         self._whole = True
         self._writing = 0
 
@@ -89,7 +90,7 @@ class Answer:
         self._watch()
         try:
             await self._over.wait()
-            if self.error is not None:
+            if self.error is not None and not self.is_for_others:
                 await self._deliver(self.error)
         except asyncio.CancelledError:
             self._leave()
@@ -101,6 +102,11 @@ class Answer:
             if self._comment is not None:
                 self._comment.cancel()
             await self._wind_down(task)
+
+    @property
+    def is_for_others(self) -> bool:
+        """Whether the client has been sent nothing and the request should be answered elsewhere."""
+        return self.error is not None and not self._started and not self.client_left and self._elsewhere(self.error)
 
     async def _run(self, app: ASGIApp, scope: Scope, receive: Receive) -> None:
         async def receiving() -> Message:
@@ -123,36 +129,29 @@ class Answer:
         """The `send` that vLLM's app gets."""
         if self._over.is_set():
             return
-        if not self._started:
+        if not self._accepted:
             return await self._before_start(message)
         if self._streaming and message.get("body", b"").startswith(FAILURES):
             return self.fail(self._refusal() or UpstreamFailed())
         await self._write(message)
 
     async def _before_start(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._start = message
-            return
-        body, more = message.get("body", b""), message.get("more_body", False)
-        if (refusal := self._refusal()) is not None:
+        if message["type"] != "http.response.start" and (refusal := self._refusal()) is not None:
             return self.fail(refusal)
-        status = self._start["status"]
-        if status >= 300:
-            self._held += body
-            if not more or len(self._held) > MAX_ERROR_BYTES:
-                self.fail(from_answer(status, self._held, self._request_id))
+        opened = self._opening.take(message)
+        if isinstance(opened, GatewayError):
+            return self.fail(opened)
+        if opened is None:
             return
-        streaming = is_event_stream(self._start["headers"])
-        if streaming and body.startswith(FAILURES):
-            return self.fail(from_frame(body, self._request_id))
-        # /v1/responses opens before it has asked the engine for anything, chat with the role before an error.
-        if more and (not body or (streaming and not self._progress.begun)):
-            self._held += body
-            return
-        self._started, self._streaming, self.status = True, streaming, status
-        await self._write(self._start)
-        await self._write({**message, "body": self._held + body})
+        self._accepted, self._streaming = True, self._opening.streaming
+        if not self._started:
+            await self._begin(self._opening.start)
+        await self._write({**message, "body": opened})
         self._watch()
+
+    async def _begin(self, start: Message) -> None:
+        self._started, self.status = True, start["status"]
+        await self._write(start)
 
     async def _write(self, message: Message) -> None:
         if message["type"] == "http.response.body" and (
@@ -177,6 +176,9 @@ class Answer:
 
     async def _send_comment(self) -> None:
         try:
+            if not self._started:
+                self._streaming = True
+                await self._begin(EVENT_STREAM)
             await self._write(COMMENT)
         except (OSError, RuntimeError):  # what Serve and uvicorn raise on a connection that is closed
             self._leave()
@@ -186,15 +188,13 @@ class Answer:
         if self._over.is_set():
             return
         now, comment_s = self._loop.time(), self._deadlines.keep_alive_s
-        times = []
-        chunk, writing = self._chunk if self._streaming else None, self._write_began if self._writing else None
-        for since, limit, what in running(self._deadlines, self._progress, self._begun, chunk, writing):
-            if not limit:
-                continue
-            if since is not None and since + limit <= now:
-                return self.fail(DeadlineExceeded(what, limit))
-            times.append((now if since is None else since) + limit)
-        if self._streaming and comment_s:
+        chunk = self._chunk if self._streaming and self._accepted else None
+        writing = self._write_began if self._writing else None
+        try:
+            times = due_times(self._deadlines, self._progress, now, begun=self._begun, chunk=chunk, writing=writing)
+        except GatewayError as error:
+            return self.fail(error)
+        if comment_s and (self._streaming or (self._streams and self._progress.loading)):
             due = self._wrote + comment_s
             if due <= now:
                 if self._whole and not self._writing:

@@ -8,7 +8,6 @@ there (n choices, a list of prompts): they are charged together, and get their p
 import asyncio
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import NamedTuple
 
 from serve_app.fleet.journal import Entry
 from serve_app.gateway.admission import Admission, Slot
@@ -23,27 +22,10 @@ from serve_app.gateway.errors import (
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.limits.limiter import Quota
 from serve_app.gateway.limits.requests import Reservation
-from serve_app.vllm_seam import FinishReason
+from serve_app.gateway.usage import Usage, usage_of
 
 # vLLM's front end stands between the gateway and the fleet client and carries nothing of ours but the context.
 current: ContextVar["Ticket"] = ContextVar("ticket")
-
-
-class Usage(NamedTuple):
-    """What a request came to."""
-
-    prompt_tokens: int = 0
-    """Of each prompt once, however many choices it got."""
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    """That the front end has taken; of a client that left, those until then."""
-    sent_tokens: int = 0
-    """Of those, the tokens in the answer as far as it was passed on."""
-    attempts: int = 0
-    """Replicas that worked on it, one after another; of several choices, the most."""
-    first_token_at: float | None = None
-    """Seconds, monotonic clock."""
-    finish_reason: FinishReason | None = None
 
 
 async def admit(entry: Entry) -> None:
@@ -56,8 +38,9 @@ class Ticket:
 
     def __init__(
         self,
+        model: str,
         caller: Caller,
-        admission: Admission,
+        admission: Callable[[], Admission],
         reservation: Reservation,
         quota: Quota,
         *,
@@ -66,10 +49,12 @@ class Ticket:
         prompts: int,
         choices: int,
         available: Callable[[], bool],
+        before: "Ticket | None" = None,
     ) -> None:
         """Args:
+        model: the id of the model that it is for.
         caller: whose request it is.
-        admission: the model's.
+        admission: the model's, once its front end is there.
         reservation: of the caller's limits, with the request charged.
         quota: those limits.
         deadline: when the client must have its first token, in the event loop's time.
@@ -77,7 +62,9 @@ class Ticket:
         prompts: how many prompts are known to come; more can (texts to embed, pieces of speech).
         choices: answers to each prompt.
         available: whether the model has a replica that can answer.
+        before: that of the same request at another model, which had no place for it; its charge is not made again.
         """
+        self.model = model
         self.entries: list[Entry] = []
         self.refusal: GatewayError | None = None
         self.on_refusal: Callable[[GatewayError], None] | None = None
@@ -94,11 +81,24 @@ class Ticket:
         """The first choice of each prompt."""
         self._all_counted = asyncio.Event()
         self._entering: asyncio.Task[list[Slot]] | None = None
+        self._charged: int = before._charged if before is not None else 0
+        self._due = 0
+        """Tokens that this request comes to at this model, and those that it has been charged."""
 
     @property
     def begun(self) -> bool:
         """Whether any token has come."""
         return any(entry.tokens for entry in self.entries)
+
+    @property
+    def loading(self) -> bool:
+        """Whether it waits for the model's first replica."""
+        return not self._available()
+
+    @property
+    def deadline(self) -> float | None:
+        """When the client must have its first token, in the event loop's time; None: it does not say."""
+        return self._deadline
 
     @property
     def dispatched(self) -> float | None:
@@ -120,26 +120,12 @@ class Ticket:
 
     def usage(self) -> Usage:
         """What the request has come to so far."""
-        if not self.entries:
-            return Usage()
-        prompts = {entry.request.external_req_id: entry for entry in self.entries}.values()
-        first = [entry.first_token_at for entry in self.entries if entry.first_token_at is not None]
-        reasons = [entry.finish_reason for entry in self.entries if entry.finish_reason is not None]
-        return Usage(
-            prompt_tokens=sum(entry.prompt_tokens for entry in prompts),
-            cached_tokens=sum(entry.cached_tokens for entry in prompts),
-            output_tokens=sum(entry.read for entry in self.entries),
-            sent_tokens=sum(entry.sent for entry in self.entries),
-            attempts=max(entry.replicas for entry in self.entries),
-            first_token_at=min(first, default=None),
-            # The worst of several choices: vLLM numbers them in that order.
-            finish_reason=max(reasons, default=None),
-        )
+        return usage_of(self.entries)
 
     def check(self) -> None:
         """Raise Overloaded, where that is clear before the prompt has become tokens."""
         try:
-            self._admission.check(self._caller.id, self._caller.tier, self._deadline)
+            self._admission().check(self._caller.id, self._caller.tier, self._deadline)
         except Overloaded as refusal:
             self.refusal = refusal
             raise
@@ -152,13 +138,13 @@ class Ticket:
             self._fit(entry)
             slot = await self._enter(entry)
         except GatewayError as refusal:
-            self._fail(refusal)
+            self.refuse(refusal)
             # Raised here, it would pass through vLLM, which logs a traceback for each.
             await asyncio.Event().wait()
             raise
         self.entries.append(entry)
         entry.on_error = lambda: self._give_up(entry)
-        entry.on_refused = lambda: self._fail(UpstreamFailed(NO_RETRY) if entry.replicas else RequestRefused())
+        entry.on_refused = lambda: self.refuse(UpstreamFailed(NO_RETRY) if entry.replicas else RequestRefused())
         if slot is not None:
             entry.on_first_token = slot.first_token
             entry.on_close = lambda: slot.leave(entry.prompt_tokens + len(entry.tokens))
@@ -169,14 +155,15 @@ class Ticket:
         choices = [entry for entry in self.entries if entry.request.external_req_id == prompt]
         choices[choice].sent += tokens
 
-    def _fail(self, error: GatewayError) -> None:
+    def refuse(self, error: GatewayError) -> None:
+        """Call the answer off."""
         self.refusal = self.refusal or error
         if self.on_refusal is not None:
             self.on_refusal(error)
 
     def _give_up(self, entry: Entry) -> None:
         if entry.request.pooling_params is not None:  # vLLM would answer with an empty vector
-            self._fail(UpstreamFailed())
+            self.refuse(UpstreamFailed())
         else:  # and here it says that it failed, once it has passed on what there is
             self.refusal = self.refusal or UpstreamFailed()
 
@@ -211,21 +198,25 @@ class Ticket:
         """Once a request: charge all its prompts with all their choices, and wait for their places."""
         await self._all_counted.wait()
         entries = list(self._counted.values())[: self._prompts]
-        await self._reservation.reserve_tokens(
-            sum(entry.prompt_tokens + self._choices * entry.most_tokens for entry in entries)
-        )
+        await self._charge(sum(entry.prompt_tokens + self._choices * entry.most_tokens for entry in entries))
         costs = [entry.prompt_tokens + entry.most_tokens for entry in entries for _ in range(self._choices)]
-        return await self._admission.enter(self._caller.id, self._caller.tier, costs, self._deadline)
+        return await self._admission().enter(self._caller.id, self._caller.tier, costs, self._deadline)
 
     async def _enter_late(self, entry: Entry) -> Slot | None:
         """Each of the prompts beyond those that were known to come is charged by itself."""
         cost = entry.prompt_tokens + entry.most_tokens
-        await self._reservation.reserve_tokens(cost)
+        await self._charge(cost)
         if entry.most_tokens:
-            return (await self._admission.enter(self._caller.id, self._caller.tier, [cost], self._deadline))[0]
+            return (await self._admission().enter(self._caller.id, self._caller.tier, [cost], self._deadline))[0]
         # Texts to embed are many, short and come at once: one place is enough.
         await self._together()
         return None
+
+    async def _charge(self, tokens: int) -> None:
+        self._due += tokens
+        if (missing := self._due - self._charged) > 0:
+            self._charged += missing
+            await self._reservation.reserve_tokens(missing)
 
     def _fit(self, entry: Entry) -> None:
         """Bound an answer whose length the client leaves open by what the key may use at all."""

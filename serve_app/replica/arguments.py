@@ -18,6 +18,9 @@ from serve_app.config import DEMO_MODEL, DEMO_SOURCE, ModelConfig
 from serve_app.settings import ConfigError
 from serve_app.vllm_seam import VllmConfig
 
+# LoRA adapters that an engine core computes in one step, unless `max_loras` says otherwise: each takes memory.
+MOST_ADAPTERS = 8
+
 
 class _Parser(FlexibleArgumentParser):
     def error(self, message: str) -> Any:
@@ -62,7 +65,7 @@ def _one_line(error: Exception) -> str:
 def _flags(model: ModelConfig) -> Iterator[str]:
     source = str(DEMO_MODEL) if model.source == DEMO_SOURCE else model.source
     if source.startswith((".", "~")):
-        source = str(Path(source).expanduser().resolve())
+        source = str(_folder(source))
     owned: dict[str, Any] = {
         "model": source,
         "served_model_name": model.id,
@@ -73,7 +76,15 @@ def _flags(model: ModelConfig) -> Iterator[str]:
     }
     if model.nodes > 1:
         owned["distributed_executor_backend"] = "ray"
+    if model.adapters:
+        owned["enable_lora"] = True
+        owned["max_loras"] = min(len(model.adapters), MOST_ADAPTERS)
+        owned["lora_modules"] = [f"{name}={_folder(path)}" for name, path in model.adapters.items()]
     yield from vllm_flags({**owned, **model.vllm_args})
+
+
+def _folder(path: str) -> Path:
+    return Path(path).expanduser().resolve()
 
 
 def vllm_flags(arguments: Mapping[str, Any]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from serve_app.settings import Closed
 
@@ -15,8 +15,8 @@ MEAN_OVER_S = 10.0
 class ReplicaRange(Closed):
     """Between how many replicas Serve chooses, and by what."""
 
-    min: PositiveInt
-    """Fewest replicas."""
+    min: NonNegativeInt
+    """Fewest replicas; 0: an unused model has none, and its next request waits while one loads."""
     max: PositiveInt
     """Most replicas."""
     target_ongoing_requests: float | None = Field(default=None, gt=0)
@@ -26,7 +26,7 @@ class ReplicaRange(Closed):
     up_after_s: float = Field(default=10, ge=0)
     """Seconds that more replicas must have been wanted before they start."""
     down_after_s: float = Field(default=300, ge=0)
-    """Seconds that fewer replicas must have been wanted before one stops."""
+    """Seconds that fewer replicas must have been wanted before one stops; the last one of a `min: 0` too."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -38,6 +38,11 @@ class ReplicaRange(Closed):
     def fixed(self) -> bool:
         """Whether the number never changes."""
         return self.min == self.max
+
+    @property
+    def least_running(self) -> int:
+        """Replicas that a model in use has at least."""
+        return max(self.min, 1)
 
     def options(self) -> dict[str, Any]:
         """The same in Serve's words."""

@@ -5,7 +5,7 @@ import logging
 import os
 import pickle
 import time
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import ray
 from ray import serve
@@ -44,6 +44,8 @@ class Description(NamedTuple):
     traits: EngineTraits
     has_gpu: bool
     """Whether this replica holds a GPU."""
+    settings: dict[str, Any]
+    """The model's `fixed_settings` that this replica was started with."""
 
 
 class _Attempt:
@@ -64,11 +66,12 @@ class Replica:
     def __init__(self, model: ModelConfig) -> None:
         listen_on_node_address()
         protect_children()
+        self._settings = model.fixed_settings()
         self._engine: Engine = start_engine(model)
         self._sender = TokenSender(serve.get_replica_context().replica_id.unique_id)
         self._decoder = MsgpackDecoder(EngineCoreRequest)
         self._attempts: dict[str, _Attempt] = {}
-        self._gate = Gate()
+        self._gate, self._warm = Gate(), asyncio.Event()
         self._stats = SchedulerStats()
         self._has_gpu = bool(ray.get_gpu_ids())
         self._leaving = Leaving(model.drain_grace_s, model.drain_timeout_s)
@@ -83,9 +86,14 @@ class Replica:
     async def describe(self) -> Description:
         config = pickle.dumps(self._engine.config)
         tasks = await self._engine.core.get_supported_tasks_async()
-        return Description(config, tasks, engine_traits(self._engine.config), self._has_gpu)
+        return Description(config, tasks, engine_traits(self._engine.config), self._has_gpu, self._settings)
 
-    async def generate(self, sink: Sink, request_id: str, frames: list[bytes], suspicion: str = "") -> None:
+    def reconfigure(self, settings: Any) -> None:
+        """Serve's hook for a changed `user_config`, which is for the gateways: what a replica needs, it has."""
+
+    async def generate(
+        self, sink: Sink, request_id: str, frames: list[bytes], suspicion: str = "", hint: None = None
+    ) -> None:
         """Run one request to its end; cancelling the call aborts it in the engine core.
 
         Args:
@@ -93,6 +101,7 @@ class Replica:
             request_id: the request's id, marked with the attempt.
             frames: vLLM's encoding of an `EngineCoreRequest`.
             suspicion: a `Suspicion`: how far it is to be kept apart from other requests until its first token.
+            hint: what the gateway told Serve's router; it stays there.
 
         Raises:
             SinkGone: the gateway no longer reads its token channel.
@@ -128,7 +137,11 @@ class Replica:
         return ReplicaLoad(seats, self._stats.num_running_reqs, waiting, self._stats.kv_cache_usage)._asdict()
 
     async def check_health(self) -> None:
-        """Serve's health check: the engine core's own; a replica that got SIGTERM is to be replaced."""
+        """Serve's health check: the engine core's own, once it is warm; a replica that got SIGTERM is to be replaced.
+
+        Serve sends requests after the first check only.
+        """
+        await self._warm.wait()
         if self._engine.core.resources.engine_dead:
             raise EngineDeadError
         if self._leaving.terminated:
@@ -143,12 +156,21 @@ class Replica:
     async def _push_steps(self) -> None:
         """Carry the engine core's outputs to the gateways, one message an engine step and gateway."""
         try:
+            await self._warm_up()
             while True:
                 step = await self._engine.core.get_output_async()
                 self._engine_watch.step(time.monotonic())
                 self._push(step)
         except EngineDeadError:
             self._exit("its engine core died")
+
+    async def _warm_up(self) -> None:
+        core, request = self._engine.core, self._engine.warm_up
+        if request is not None:
+            await core.add_request_async(request)
+            while not any(output.finished for output in (await core.get_output_async()).outputs):
+                pass
+        self._warm.set()
 
     async def _watch(self) -> None:
         """Give the gateways signs of life, give up those that are gone, and watch the engine core."""

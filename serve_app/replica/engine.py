@@ -1,6 +1,7 @@
 """The engine core of a replica: vLLM's, or the scripted one that stands in for it."""
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from serve_app.vllm_seam import (
     EngineCoreOutputs,
     EngineCoreRequest,
     Executor,
+    SamplingParams,
     SupportedTask,
     VllmConfig,
 )
@@ -62,6 +64,8 @@ class Engine:
     config: VllmConfig
     vitals: Callable[[], Vitals]
     """What its processes do now."""
+    warm_up: EngineCoreRequest | None = None
+    """What to have it compute before it takes requests: in its first steps it may compile for many seconds."""
 
 
 def start_engine(model: ModelConfig) -> Engine:
@@ -76,7 +80,24 @@ def start_engine(model: ModelConfig) -> Engine:
         scripted = ScriptedEngine(config, model.script_delay_s)
         return Engine(scripted, config, scripted.vitals)
     core = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)
-    return Engine(core, config, partial(vitals_below, os.getpid()))
+    return Engine(core, config, partial(vitals_below, os.getpid()), _warm_up(config))
+
+
+def _warm_up(config: VllmConfig) -> EngineCoreRequest | None:
+    """A prefill and a decode; None for models that do not answer text with text."""
+    if config.model_config.runner_type != "generate" or config.model_config.is_encoder_decoder:
+        return None
+    return EngineCoreRequest(
+        request_id="warm-up",
+        prompt_token_ids=[0],
+        mm_features=None,
+        sampling_params=SamplingParams(max_tokens=2, ignore_eos=True, detokenize=False),
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
 
 
 def engine_traits(config: VllmConfig) -> EngineTraits:

@@ -12,7 +12,8 @@ import cli
 
 ROOT = Path(__file__).parents[2]
 TARGETS = """
-    help install run test lint format chat bench loadtest compare chaos soak lock build up down logs restart clean
+    help install run test lint format chat bench loadtest compare routing chaos soak lock
+    build up down logs restart clean
 """.split()  # noqa: SIM905 - reads better than a list
 LOCKS = {path.stem: path for path in (ROOT / "configs" / "locks").glob("*.txt")}
 

@@ -1,5 +1,6 @@
 """A model's settings as vLLM's own parser reads them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,10 +30,16 @@ def test_a_value_as_vllms_command_line_takes_it(value: object, flags: list[str])
     assert list(vllm_flags({"some_flag": value})) == flags
 
 
-def test_vllm_reads_a_list_of_objects() -> None:
-    lora = {"name": "law", "path": "/adapters/law", "base_model_name": None}
-    (parsed,) = parse_arguments(model(vllm_args={"enable_lora": True, "lora_modules": [lora]})).lora_modules
-    assert (parsed.name, parsed.path, parsed.base_model_name) == ("law", "/adapters/law", None)
+def test_vllm_is_told_of_the_adapters() -> None:
+    adapters = {"law": "/adapters/law", "m/med:2": "adapters/med"}
+    parsed = parse_arguments(model(adapters=adapters, vllm_args={"max_lora_rank": 32}))
+    assert [(each.name, each.path) for each in parsed.lora_modules] == [
+        ("law", "/adapters/law"),
+        ("m/med:2", str(Path("adapters/med").resolve())),
+    ]
+    assert (parsed.enable_lora, parsed.max_loras, parsed.max_lora_rank) == (True, 2, 32)
+    assert parse_arguments(model(adapters=adapters, vllm_args={"max_loras": 1})).max_loras == 1
+    assert parse_arguments(model(adapters={f"a{n}": "/a" for n in range(20)})).max_loras == 8
 
 
 @pytest.mark.parametrize(("nodes", "backend"), [(1, None), (2, "ray")])

@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from serve_app.check import check
-from serve_app.config import ModelConfig, ServiceConfig, load_model
+from serve_app.config import ModelConfig, ServiceConfig, check_source, load_model
 from serve_app.settings import ConfigError
 
 
@@ -67,6 +67,20 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 def test_a_directory_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         load_model(str(tmp_path))
+
+
+def test_an_adapter_with_the_id_of_a_model() -> None:
+    models = [{"id": name, "source": "acme/m", "adapters": {"law": "/law"}} for name in ("one", "two")]
+    with pytest.raises(ConfigError, match="law is listed more than once"):
+        ServiceConfig.model_validate({"models": models}).resolve({})
+
+
+def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
+    model = ModelConfig(id="m", source="acme/m", adapters={"law": str(tmp_path)})
+    with pytest.raises(ConfigError, match="model m: adapters: law: no adapter in directory"):
+        check_source(model)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    check_source(model)
 
 
 def test_the_same_id_twice() -> None:

@@ -1,6 +1,7 @@
 """What a gateway does with replicas that fall silent or leave, in virtual time."""
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -57,7 +58,10 @@ class Gateway:
         self.lost: list[str] = []
         watched = self.journal, serve, limits, self.budget
         self.peers = Peers(*watched, can_move=can_move, move=self._move, lost=self._lose)
-        self._watching = asyncio.create_task(self.peers.run())
+        self._watching = asyncio.create_task(self.peers.run(self._read()))
+
+    async def _read(self) -> None:
+        await asyncio.Event().wait()
 
     def carry(self, replica: str, *requests: str, **params: Any) -> None:
         for name in requests:
@@ -304,3 +308,30 @@ async def test_streams_stay_where_they_are_until_the_replica_says_that_they_shou
     gateway.carry("one", "a")
     await gateway.hear(60, "one", "two")
     assert gateway.moved == []
+
+
+@virtual
+async def test_nothing_new_goes_to_a_replica_whose_streams_may_still_end_there() -> None:
+    gateway = Gateway(Serve("one", "two"))
+    gateway.carry("one", "a")
+    await gateway.hear(60, "one", "two", leaving_s=lambda: math.inf)
+    assert (gateway.moved, gateway.peers.suspects) == ([], {"one"})
+
+
+def test_no_request_should_go_to_a_replica_that_is_silent_or_leaves() -> None:
+    async def main() -> None:
+        gateway = Gateway(Serve("a", "b"), Limits(0, 8))
+        for name in ("a", "b"):
+            gateway.peers.heard(Header(name))
+        assert gateway.peers.suspects == set()
+        gateway.peers.heard(Header("b", leaving_s=30.0))
+        assert gateway.peers.suspects == {"b"}
+        await asyncio.sleep(peers_module.SUSPECT_S + BEAT_S)
+        assert gateway.peers.suspects == {"a", "b"}
+        for name in ("a", "b"):
+            gateway.peers.heard(Header(name))
+        assert gateway.peers.suspects == {"b"}  # which has said that it leaves
+        gateway.peers.forget("b")
+        assert gateway.peers.suspects == set()
+
+    run(main())

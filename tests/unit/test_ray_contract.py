@@ -2,19 +2,23 @@
 
 import inspect
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import grpc
 import psutil
 import pytest
 import ray
+from ray import serve
 from ray._private import worker
 from ray.serve._private import constants, proxy, replica
+from ray.serve._private.build_app import build_app
 from ray.serve._private.client import ServeControllerClient
 from ray.serve._private.common import RequestMetadata
+from ray.serve._private.deploy_utils import deploy_args_to_deployment_info, get_deploy_args
 from ray.serve._private.http_util import RequestIdMiddleware, configure_http_middlewares
 from ray.serve._private.logging_utils import access_log_msg
 from ray.serve._private.request_router import replica_wrapper
-from ray.serve.schema import ApplicationDetails, DeploymentDetails, ReplicaDetails
+from ray.serve.schema import ApplicationDetails, DeploymentDetails, DeploymentSchema, ReplicaDetails
 
 from serve_app import ray_seam
 from serve_app.gateway.edge import REQUEST_ID
@@ -115,3 +119,38 @@ def test_ray_ends_a_worker_at_sigterm_by_a_call_that_we_take_over(monkeypatch: p
     ray_seam.on_sigterm(lambda: called.append("SIGTERM"))
     worker.raise_sys_exit_with_custom_error_message("The process receives a SIGTERM.", exit_code=1)
     assert called == ["SIGTERM"]
+
+
+def test_the_details_tell_what_the_gateway_follows() -> None:
+    assert "deployed_app_config" in ApplicationDetails.model_fields
+    assert {"target_num_replicas", "deployment_config"} <= set(DeploymentDetails.model_fields)
+    assert "user_config" in DeploymentSchema.model_fields
+
+
+def test_a_deployment_keeps_its_own_version_when_serve_builds_the_application(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01000000"))
+
+    class Any:
+        pass
+
+    options = {
+        "name": "a",
+        "max_ongoing_requests": 7,
+        "user_config": {"b": 1},
+        "autoscaling_config": {"max_replicas": 3},
+    }
+    app = ray_seam.with_version(serve.deployment(**options)(Any), "mine").bind()
+    (built,) = build_app(app, name="chat").deployments
+    # As in ray.serve._private.application_state.build_serve_application
+    args = get_deploy_args(
+        name=built._name,
+        replica_config=built._replica_config,
+        deployment_config=built._deployment_config,
+        version="digest of all arguments",
+    )
+    info = deploy_args_to_deployment_info(**args, app_name="chat")
+    assert info.version == "mine"
+    config = info.deployment_config
+    assert (config.max_ongoing_requests, config.user_config, config.autoscaling_config.max_replicas) == (7, {"b": 1}, 3)

@@ -1,6 +1,7 @@
 """A replica over an engine core that answers nothing: what it tells its gateway, what it aborts, when it exits."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -50,6 +51,7 @@ class Process:
     def __init__(self) -> None:
         self.core = Core()
         self.vitals = Vitals(0, awake=True, stopped=False)
+        self.warm_up: EngineCoreRequest | None = None
         self.stop: Callable[[], None]
         self.refuses: Callable[[], bool]
         self.sigterm: Callable[[], None]
@@ -71,7 +73,7 @@ async def process(monkeypatch: pytest.MonkeyPatch) -> Process:
         made.sigterm = called
 
     def start_engine(model: ModelConfig) -> Engine:
-        return Engine(made.core, config=None, vitals=lambda: made.vitals)  # type: ignore[arg-type]
+        return Engine(made.core, None, lambda: made.vitals, made.warm_up)  # type: ignore[arg-type]
 
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="replica-1"))
     monkeypatch.setattr(deployment.serve, "get_replica_context", lambda: context)
@@ -88,6 +90,20 @@ async def process(monkeypatch: pytest.MonkeyPatch) -> Process:
     return made
 
 
+def request_of(request_id: str) -> EngineCoreRequest:
+    return EngineCoreRequest(
+        request_id=request_id,
+        prompt_token_ids=[1],
+        mm_features=None,
+        sampling_params=SamplingParams(),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+
+
 class Gateway:
     """A gateway that listens, and has sent requests."""
 
@@ -102,18 +118,7 @@ class Gateway:
             self.heard.append((await self.receiver.receive())[0])
 
     def ask(self, request_id: str) -> "asyncio.Task[None]":
-        request = EngineCoreRequest(
-            request_id=request_id,
-            prompt_token_ids=[1],
-            mm_features=None,
-            sampling_params=SamplingParams(),
-            pooling_params=None,
-            arrival_time=0.0,
-            lora_request=None,
-            cache_salt=None,
-            data_parallel_rank=None,
-        )
-        frames = [bytes(frame) for frame in MsgpackEncoder().encode(request)]  # type: ignore[arg-type]
+        frames = [bytes(frame) for frame in MsgpackEncoder().encode(request_of(request_id))]  # type: ignore[arg-type]
         return asyncio.create_task(self._replica.generate(self.receiver.sink, request_id, frames))
 
     def leave(self) -> None:
@@ -178,8 +183,9 @@ async def test_a_replica_that_is_being_stopped_refuses_work_and_says_when_its_st
     assert process.refuses() is False
     process.stop()
     assert process.refuses() is True
-    await until(lambda: gateway.heard and gateway.heard[-1].leaving_s is not None)
-    assert 0 <= (gateway.heard[-1].leaving_s or 9) <= 1
+    await until(lambda: gateway.heard and gateway.heard[-1].leaving_s not in {None, math.inf})
+    told = [header.leaving_s for header in gateway.heard if header.leaving_s is not None]
+    assert (told[0], 0 <= told[-1] <= 1) == (math.inf, True)
     assert not process.exited.is_set()
 
 
@@ -205,3 +211,18 @@ async def test_it_is_as_healthy_as_its_engine_core(replica: Replica, process: Pr
     process.core.resources.engine_dead = True
     with pytest.raises(EngineDeadError):
         await replica.check_health()
+
+
+async def test_it_is_healthy_once_its_engine_core_has_taken_the_first_steps(process: Process) -> None:
+    process.warm_up = request_of("warm-up")
+    replica = Replica(ModelConfig(id="m", source="acme/m", device="cpu"))
+    healthy = asyncio.create_task(replica.check_health())
+    await until(lambda: process.core.added == ["warm-up"])
+    for reason in (None, FinishReason.LENGTH):
+        assert not healthy.done()
+        output = EngineCoreOutput("warm-up", [7], finish_reason=reason)
+        process.core.outputs.put_nowait(EngineCoreOutputs(outputs=[output]))
+        await until(process.core.outputs.empty)
+    await asyncio.wait_for(healthy, PATIENCE_S)
+    replica.__del__()
+    replica._sender.close()

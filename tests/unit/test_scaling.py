@@ -66,15 +66,15 @@ def test_a_number_is_a_range_that_never_changes() -> None:
 
 
 def test_serve_takes_a_range_and_finds_the_policy() -> None:
-    replicas = model(replicas={"min": 1, "max": 4, "target_ongoing_requests": 6, "down_after_s": 30}).replicas
+    replicas = model(replicas={"min": 0, "max": 4, "target_ongoing_requests": 6, "down_after_s": 30}).replicas
     config = AutoscalingConfig(**replicas.options()["autoscaling_config"])
-    assert (config.min_replicas, config.max_replicas, config.downscale_delay_s) == (1, 4, 30)
+    assert (config.min_replicas, config.max_replicas, config.downscale_delay_s) == (0, 4, 30)
     policy = _resolve_policy_callable(config.policy)
     assert policy(context(12, IDLE))[0] == 2
 
 
 def test_a_range_survives_being_written_down() -> None:
-    whole = model(replicas={"min": 1, "max": 4}, vllm_args={"max_num_seqs": 3})
+    whole = model(replicas={"min": 0, "max": 4}, vllm_args={"max_num_seqs": 3})
     assert ModelConfig.model_validate(whole.model_dump(mode="json")) == whole
 
 
@@ -82,7 +82,7 @@ def test_a_range_survives_being_written_down() -> None:
     ("replicas", "message"),
     [
         ({"min": 3, "max": 2}, r"min \(3\) is above max \(2\)"),
-        ({"min": 0, "max": 2}, "min"),
+        ({"min": -1, "max": 2}, "min"),
         ({"min": 0, "max": 0}, "max"),
         ({"min": 1}, "max"),
         (True, "replicas"),

@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from serve_app.gateway.errors import BadRequest, Headers, HeadersTooLarge, TooLarge, UnsupportedMedia
 from serve_app.gateway.policy.entries import RoutePolicy
 from serve_app.gateway.policy.fields import Object
-from serve_app.gateway.policy.forms import value_of, with_field
+from serve_app.gateway.policy.forms import value_of, with_field, with_value
 from serve_app.gateway.policy.json_body import encode, parse
 from serve_app.gateway.policy.prompts import number_of_prompts
 from serve_app.gateway.policy.rules import Refusal, View
@@ -47,6 +47,11 @@ class Asked(NamedTuple):
     """A JSON object, or the texts of a form."""
     model: str | None
     """None: the body names none that could be one."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is to be a stream; once it has been checked."""
+        return isinstance(self.fields, dict) and self.fields.get("stream") is True
 
 
 class Checked(NamedTuple):
@@ -185,6 +190,16 @@ class Policy:
         for name in values.keys() - given:
             body = with_field(headers, body, name, values[name])
         return Checked(body, bounded, prompts=1, choices=1)
+
+
+def for_model(asked: Asked, headers: Headers, body: bytes, model: str) -> tuple[Asked, bytes]:
+    """A request and its body, for the model of this id in place of the name that it was sent with."""
+    if asked.model is None or asked.model == model:
+        return asked, body
+    if isinstance(asked.fields, dict):
+        return Asked({**asked.fields, "model": model}, model), body
+    texts = [(name, model if name == "model" else text) for name, text in asked.fields]
+    return Asked(texts, model), with_value(headers, body, "model", model)
 
 
 def _chars(policy: RoutePolicy, value: dict[str, Any], view: View) -> int:

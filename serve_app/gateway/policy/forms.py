@@ -73,6 +73,21 @@ def value_of(text: str, rule: Rule) -> Any:
 
 def with_field(headers: Headers, body: bytes, name: str, value: object) -> bytes:
     """A form with one more field."""
-    _, options = parse_options_header(StarletteHeaders(raw=headers)["content-type"])
-    head = b"--" + options[b"boundary"] + f'\r\ncontent-disposition: form-data; name="{name}"'.encode()
+    head = _boundary(headers) + f'\r\ncontent-disposition: form-data; name="{name}"'.encode()
     return head + f"\r\n\r\n{value}\r\n".encode() + body
+
+
+def with_value(headers: Headers, body: bytes, name: str, value: str) -> bytes:
+    """A form with another value in one of its fields."""
+    parts = body.split(_boundary(headers))
+    for place, part in enumerate(parts):
+        head, blank, _ = part.partition(b"\r\n\r\n")
+        if f'; name="{name}"\r\n'.encode() in head + b"\r\n":
+            parts[place] = head + blank + value.encode() + b"\r\n"
+    return _boundary(headers).join(parts)
+
+
+def _boundary(headers: Headers) -> bytes:
+    """What stands before each field of a form."""
+    _, options = parse_options_header(StarletteHeaders(raw=headers)["content-type"])
+    return b"--" + bytes(options[b"boundary"])

@@ -20,6 +20,7 @@ from vllm.config import VllmConfig
 from serve_app.config import ModelConfig, load_model
 from serve_app.fleet.journal import Entry
 from serve_app.fleet.quarantine import Quarantine
+from serve_app.fleet.routing import Hint
 from serve_app.fleet.watch import FleetWatch
 from serve_app.gateway.api import GatewayApp
 from serve_app.gateway.config import GatewayConfig
@@ -131,7 +132,7 @@ class Handle:
         assert method_name == "generate"
         return self
 
-    def remote(self, *arguments: Any) -> Response:
+    def remote(self, *arguments: Any, hint: Hint) -> Response:
         self.calls += 1
         return Response(self._call(*arguments))
 
@@ -178,7 +179,7 @@ class Bed:
         self.quarantine = Quarantine(gateway.failover.refuse_s)
         self.model = Model(model, cast("Any", self.handle))
         watch = _Watch(self.handle)
-        self.models = Models([self.model], cast("FleetWatch", watch), gateway, self.quarantine)
+        self.models = Models([self.model], {}, cast("FleetWatch", watch))
         ledger, policy = cast("Ledger", self.ledger), Policy(gateway.policy, bytes(32))
         self._app = GatewayApp(
             models=self.models,

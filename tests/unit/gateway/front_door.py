@@ -10,8 +10,7 @@ import uvicorn
 from ray.serve._private.http_util import RequestIdMiddleware, convert_object_to_asgi_messages
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.config import load_model
-from serve_app.fleet.quarantine import Quarantine
+from serve_app.config import ModelConfig, load_model
 from serve_app.fleet.watch import FleetWatch
 from serve_app.gateway.api import GatewayApp
 from serve_app.gateway.config import GatewayConfig
@@ -37,14 +36,15 @@ class Watch(dict[str, Replicas]):
     gpu_available = False
 
 
-def models_with(*replicas: Replicas) -> Models:
-    """Models m0, m1 and so on, with these replicas and no front end."""
+def models_with(*replicas: Replicas, **settings: Any) -> Models:
+    """Models m0, m1 and so on, with these replicas and settings and no front end."""
     watch, models = Watch(), []
     for number, each in enumerate(replicas):
         handle: Any = SimpleNamespace(deployment_name=f"replica-{number}")
         watch[handle.deployment_name] = each
-        models.append(Model(load_model("demo").model_copy(update={"id": f"m{number}"}), handle))
-    return Models(models, cast("FleetWatch", watch), GatewayConfig(), Quarantine(600))
+        config = ModelConfig.model_validate({**load_model("demo").model_dump(), "id": f"m{number}", **settings})
+        models.append(Model(config, handle))
+    return Models(models, {}, cast("FleetWatch", watch))
 
 
 def gateway(models: Models, config: GatewayConfig | None = None, origins: str = "") -> ASGIApp:

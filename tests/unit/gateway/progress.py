@@ -8,3 +8,6 @@ class Progress:
     dispatched: float | None = None
     token: float | None = None
     begun: bool = True
+    model: str = "m"
+    loading: bool = False
+    deadline: float | None = None

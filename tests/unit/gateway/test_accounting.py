@@ -28,7 +28,7 @@ from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.limits.limiter import Claim, Holder, Quota
 from serve_app.gateway.limits.memory import MemoryLimiter
 from serve_app.gateway.limits.requests import RequestLimits
-from serve_app.gateway.models import Models
+from serve_app.gateway.models import Models, Name
 from serve_app.gateway.policy.check import Policy
 from serve_app.gateway.routes import MODEL_ROUTES
 from serve_app.ledger.database import connect
@@ -167,18 +167,23 @@ class Service:
         self._admission = Admission(AdmissionConfig(max_waiting=0), 100)
         self._requests = 0
 
-    def inference(self, front_end: FrontEnd, ready: Callable[[], None] = lambda: None) -> Inference:
-        def found(_: object) -> FrontEnd:
-            ready()
-            front_end.admission = front_end.admission or self._admission
+    def inference(self, front_end: FrontEnd, check: Callable[[], None] = lambda: None) -> Inference:
+        front_end.admission = front_end.admission or self._admission
+
+        async def opened() -> FrontEnd:
             return front_end
 
-        model = SimpleNamespace(config=SimpleNamespace(id="m"))
-        models = SimpleNamespace(get=lambda *_: model, ready=found, replicas=lambda _: SimpleNamespace(running=1))
+        config: Any = SimpleNamespace(id="m")
+        model: Any = SimpleNamespace(config=config, frontend=front_end, opened=opened)
+        models = SimpleNamespace(
+            candidates=lambda *_: [Name("m", model)],
+            check=lambda _: check(),
+            replicas=lambda _: SimpleNamespace(running=1),
+        )
         return Inference(cast("Models", models), Policy(self._config.policy, b""), self._ledger, self._config)
 
     async def ask(self, client: Client, inference: Inference, path: str = CHAT) -> Exception | None:
-        """What the gateway itself makes of a request: an error to answer with, or nothing more to do."""
+        """What became of a request: the error that ended it, or None."""
         self._requests += 1
         holder = Holder("key", str(self._requests))
         call = Call(holder.request, CALLER, QUOTA, await self._limits.open(holder, QUOTA))
@@ -187,7 +192,7 @@ class Service:
             await inference.answer(call, MODEL_ROUTES[path], scope, client.receive, client.send)
         except Exception as error:  # noqa: BLE001 - what the gateway's boundary sees
             return error
-        return None
+        return call.error
 
     async def tokens_used(self) -> int:
         decision = await self._limiter.reserve(Claim(Holder("key", "last"), QUOTA))
@@ -287,7 +292,7 @@ def test_what_is_refused_has_a_row_without_tokens(url: URL) -> None:
         full = FrontEnd((1,), admission=Admission(AdmissionConfig(max_waiting=0), 0))
 
         def loading() -> None:
-            raise ModelLoading("m", 10)
+            raise ModelLoading("m")
 
         good = service.inference(FrontEnd((1,)))
         for asking, door, path in (

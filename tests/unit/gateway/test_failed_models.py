@@ -10,6 +10,7 @@ from serve_app.ray_seam import Replicas
 from tests.unit.gateway.front_door import KEY, gateway, models_with
 
 LOADING, FAILED = Replicas(), Replicas(failed=True)
+ASLEEP, WAKING = Replicas(target=0), Replicas(target=1)
 
 
 @pytest.mark.parametrize(
@@ -36,9 +37,27 @@ def test_only_a_request_to_a_model_that_loads_is_told_to_come_again(
 ) -> None:
     models = models_with(replicas)
     with pytest.raises(error) as refusal:
-        models.ready(next(iter(models)))
+        models.check(next(iter(models)))
     assert (refusal.value.status, dict(refusal.value.headers)) == (503, headers)
     assert "m0" in str(refusal.value)
+
+
+def test_a_model_without_replicas_that_nobody_asks_for_is_not_unhealthy() -> None:
+    models = models_with(ASLEEP, replicas={"min": 0, "max": 2})
+    health = reports.health(models)
+    assert (health.status, health.model_loaded, health.upstream_healthy) == ("ok", False, True)
+    assert [(model.status, model.error) for model in health.details.models] == [("asleep", None)]
+    assert (health.details.models[0].replicas.running, health.details.models[0].replicas.target) == (0, 0)
+
+
+def test_requests_wait_for_a_model_that_sleeps_or_wakes_up_but_not_for_one_that_fails() -> None:
+    models = models_with(ASLEEP, WAKING, FAILED, replicas={"min": 0, "max": 2})
+    asleep, waking, failed = models
+    models.check(asleep)
+    models.check(waking)
+    with pytest.raises(ModelFailed):
+        models.check(failed)
+    assert [model.status for model in reports.health(models).details.models] == ["asleep", "loading", "failed"]
 
 
 def client_of(models: Models) -> httpx.AsyncClient:

@@ -42,7 +42,14 @@ def timeout_body(what: str, seconds: int) -> bytes:
 class Client:
     """The client's end of a request: what it got and when, and how it behaves."""
 
-    def __init__(self, *, deadlines: DeadlinesConfig | None = None, style: Style = "openai") -> None:
+    def __init__(
+        self,
+        *,
+        deadlines: DeadlinesConfig | None = None,
+        style: Style = "openai",
+        streams: bool = False,
+        elsewhere: Callable[[GatewayError], bool] = lambda _: False,
+    ) -> None:
         self.status: int | None = None
         self.headers: dict[bytes, bytes] = {}
         self.chunks: list[tuple[float, bytes]] = []
@@ -62,6 +69,8 @@ class Client:
             request_id="r1",
             before_end=self.end,
             style=style,
+            streams=streams,
+            elsewhere=elsewhere,
         )
         self._body = [b"{}"]
 

@@ -12,7 +12,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.sampling_params import SamplingParams
 
 from serve_app.config import load_model
-from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.watch import FleetWatch
 from serve_app.gateway.admission import Admission, AdmissionConfig
 from serve_app.gateway.api import GatewayApp
@@ -94,7 +93,7 @@ class Service:
             model = Model(load_model("demo").model_copy(update={"id": name}), handle)
             model.frontend = cast("Any", self.frontends.get(name))
             opened.append(model)
-        models = Models(opened, cast("FleetWatch", watch), GatewayConfig(), Quarantine(600))
+        models = Models(opened, {}, cast("FleetWatch", watch))
         policy = Policy(PolicyConfig(media=MediaBounds(models=("hidden-vision",))), b"secret")
         self.limiter = MemoryLimiter(30, lambda: 0)
         self.app = GatewayApp(

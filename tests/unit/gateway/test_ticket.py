@@ -82,8 +82,9 @@ class Request:
         self.call = Call(self.id, self.caller, QUOTA, reservation)
         self.refused: asyncio.Future[GatewayError] = asyncio.get_running_loop().create_future()
         self.call.ticket = self.ticket = Ticket(
+            "m",
             self.caller,
-            self.model.admission,
+            lambda: self.model.admission,
             reservation,
             QUOTA,
             deadline=None,
