@@ -96,4 +96,4 @@ async def test_answers_are_exact_and_nothing_is_left_behind(config: VllmConfig, 
                 await strike(bed, chance)
             clients.over = True
         await until(lambda: not any(left_behind(bed)), "the end of all that requests hold")
-        assert clients.exact > EVENTS
+        assert clients.exact > CLIENTS
