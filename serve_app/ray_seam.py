@@ -26,6 +26,8 @@ class Replicas:
 
     running: int = 0
     """Those that answer."""
+    since: float = 0.0
+    """When the first of them was seen, after there was none; seconds of the monotonic clock."""
     target: int = 1
     """How many Serve wants to be running now."""
     failed: bool = False

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 
 import ray
@@ -73,7 +75,13 @@ class FleetWatch:
 
     def _poll(self) -> None:
         self.gpu_available = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
-        self.deployed = ray_seam.deployed(self.application) or self.deployed
+        if (deployed := ray_seam.deployed(self.application)) is None:
+            return
+        now = time.monotonic()
+        for name, each in deployed.deployments.items():
+            before = self[name]
+            deployed.deployments[name] = replace(each, since=before.since if before.running else now)
+        self.deployed = deployed
 
 
 class Watched:

@@ -140,7 +140,7 @@ class Inference:
             bounded=checked.bounded,
             prompts=checked.prompts,
             choices=checked.choices,
-            available=lambda: self._models.replicas(model).running > 0,
+            up_since=lambda: self._models.up_since(model),
             before=call.ticket,
         )
         answer = Answer(

@@ -174,12 +174,17 @@ class Models:
     def replicas(self, model: Model) -> Replicas:
         return self._watch[model.handle.deployment_name]
 
+    def up_since(self, model: Model) -> float | None:
+        """When it got a replica that can answer, in the event loop's time; None: it has none."""
+        replicas = self.replicas(model)
+        return replicas.since if replicas.running else None
+
     def state(self, model: Model) -> State:
         replicas = self.replicas(model)
+        if model.frontend is not None and replicas.running:
+            return State.READY  # of the version before, perhaps, where a new one does not start
         if replicas.failed or model.broken:
             return State.FAILED
-        if model.frontend is not None and replicas.running:
-            return State.READY
         return State.ASLEEP if model.sleeps and not replicas.target else State.LOADING
 
     def check(self, model: Model) -> None:

@@ -1,8 +1,12 @@
 """What health and requests are told of models that do not start."""
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import httpx
 import pytest
 
+from serve_app.fleet.journal import Journal
 from serve_app.gateway import reports
 from serve_app.gateway.errors import GatewayError, ModelFailed, ModelLoading
 from serve_app.gateway.models import Models
@@ -58,6 +62,14 @@ def test_requests_wait_for_a_model_that_sleeps_or_wakes_up_but_not_for_one_that_
     with pytest.raises(ModelFailed):
         models.check(failed)
     assert [model.status for model in reports.health(models).details.models] == ["asleep", "loading", "failed"]
+
+
+def test_a_new_version_that_does_not_start_leaves_the_replicas_of_the_old_one_their_requests() -> None:
+    models = models_with(Replicas(running=1, failed=True))
+    (model,) = models
+    model.frontend = cast("Any", SimpleNamespace(max_model_len=9, fleet=SimpleNamespace(journal=Journal())))
+    models.check(model)
+    assert reports.health(models).status == "ok"
 
 
 def client_of(models: Models) -> httpx.AsyncClient:

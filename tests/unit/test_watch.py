@@ -1,0 +1,38 @@
+"""The watch over what Serve says of the fleet."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from serve_app import ray_seam
+from serve_app.fleet import watch
+from serve_app.fleet.watch import FleetWatch
+from serve_app.ray_seam import Deployed, Replicas
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> FleetWatch:
+    monkeypatch.setattr(watch.serve, "get_replica_context", lambda: SimpleNamespace(app_name="chat"))
+    monkeypatch.setattr(watch.ray, "cluster_resources", dict)
+    return FleetWatch()
+
+
+def test_a_deployment_is_up_since_it_last_had_no_replica(seen: FleetWatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    ups = []
+    for now, running in enumerate([0, 1, 2, 0, 1]):
+        monkeypatch.setattr("time.monotonic", lambda now=now: float(now))
+        deployed = Deployed({"replica-m": Replicas(running=running)})
+        monkeypatch.setattr(ray_seam, "deployed", lambda _, deployed=deployed: deployed)
+        seen._poll()
+        ups.append(seen["replica-m"].since if running else None)
+    assert ups == [None, 1, 1, None, 4]
+
+
+def test_the_last_answer_stands_while_the_application_is_built_anew(
+    seen: FleetWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_seam, "deployed", lambda _: Deployed({"replica-m": Replicas(running=2)}))
+    seen._poll()
+    monkeypatch.setattr(ray_seam, "deployed", lambda _: None)
+    seen._poll()
+    assert seen["replica-m"].running == 2
