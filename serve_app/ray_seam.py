@@ -128,7 +128,8 @@ def _replicas(deployment: dict[str, Any]) -> Replicas:
     return Replicas(
         running=sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]),
         target=deployment["target_num_replicas"],
-        failed=deployment["status"] == "DEPLOY_FAILED",
+        # The second is what becomes of a model that Serve starts replicas of because there are requests.
+        failed=deployment["status"] == "DEPLOY_FAILED" or deployment["status_trigger"] == "REPLICA_STARTUP_FAILED",
         ids=frozenset(each["replica_id"] for each in deployment["replicas"] if each["state"] == "RUNNING"),
         settings=deployment["deployment_config"].get("user_config"),
     )

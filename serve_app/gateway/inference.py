@@ -170,8 +170,8 @@ class Inference:
         """The model's front end, which it may have to wait for."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            call.frontend = frontend = await model.opened()
             try:
+                call.frontend = frontend = await model.opened()
                 _check_route(route, model, frontend)
                 frontend.reading.check(checked, self._config.policy, call.caller.limits.context)
                 ticket.check()

@@ -16,7 +16,7 @@ from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.watch import FleetWatch, State
 from serve_app.gateway.aliases import Alias
 from serve_app.gateway.config import GatewayConfig
-from serve_app.gateway.errors import ModelFailed, ModelLoading, ModelNotFound
+from serve_app.gateway.errors import GatewayError, ModelFailed, ModelLoading, ModelNotFound
 from serve_app.gateway.frontend import Frontend, open_frontend
 from serve_app.gateway.keys.caller import Caller
 from serve_app.ray_seam import Replicas
@@ -41,7 +41,8 @@ class Model:
         self.description: Description | None = None
         self.broken = False
         """Whether no front end can be made of it."""
-        self._opened = asyncio.Event()
+        self._decided = asyncio.Event()
+        self._refusal: GatewayError | None = None
         self._waking: asyncio.Task[None] | None = None
 
     @property
@@ -66,14 +67,25 @@ class Model:
             quarantine=quarantine,
         )
         before, self.frontend, self.description = self.frontend, frontend, description
-        self._opened.set()
+        self._decided.set()
         return before
 
     async def opened(self) -> Frontend:
-        """The front end, once there is one."""
+        """The front end, once there is one.
+
+        Raises:
+            GatewayError: there will be none.
+        """
         while self.frontend is None:
-            await self._opened.wait()
+            await self._decided.wait()
+            if self.frontend is None and self._refusal is not None:
+                raise self._refusal
         return self.frontend
+
+    def refuse(self, error: GatewayError) -> None:
+        """Have those wait no longer who wait for its first front end."""
+        decided, self._decided, self._refusal = self._decided, asyncio.Event(), error
+        decided.set()
 
     def wake(self) -> None:
         """Have Serve start a replica, if there is none: any call that waits for one does."""
@@ -207,7 +219,8 @@ class Models:
                 await self._watch.looked.wait()
                 for model in list(self):
                     if self.replicas(model).running and not model.broken:
-                        await model.opened()
+                        with contextlib.suppress(GatewayError):
+                            await model.opened()
 
 
 def _names(model: Model) -> Iterator[Name]:

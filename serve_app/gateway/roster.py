@@ -16,9 +16,10 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import ModelConfig
 from serve_app.fleet.quarantine import Quarantine
-from serve_app.fleet.watch import FleetWatch
+from serve_app.fleet.watch import FleetWatch, State
 from serve_app.gateway.aliases import read_aliases
 from serve_app.gateway.config import GatewayConfig
+from serve_app.gateway.errors import ModelFailed, ModelNotFound
 from serve_app.gateway.frontend import Frontend
 from serve_app.gateway.models import Model, Models
 from serve_app.settings import ConfigError
@@ -55,6 +56,9 @@ class Roster:
             settings = {name: each.settings for name, each in deployed.deployments.items()}
             self._follow({name: config for name, each in settings.items() if (config := _model(name, each))})
             self._read_aliases(deployed.args)
+        for model in self._models:
+            if self._models.state(model) is State.FAILED:
+                model.refuse(ModelFailed(model.config.id))
         self._make_room()
 
     def _read_aliases(self, arguments: dict[str, Any] | None) -> None:
@@ -71,8 +75,11 @@ class Roster:
         known = {model.handle.deployment_name: model for model in self._models}
         models = []
         for name, config in deployed.items():
-            model = known.get(name)
-            if model is None or model.config.id != config.id:
+            model = known.pop(name, None)
+            if model is not None and model.config.id != config.id:
+                self._retire(model)
+                model = None
+            if model is None:
                 model = Model(config, DeploymentHandle(name, self._watch.application))
                 self._open(model)
             elif model.config != config:
@@ -83,8 +90,7 @@ class Roster:
             models.append(model)
         self._models.set(models)
         for model in known.values():
-            if model not in models:
-                self._retire(model)
+            self._retire(model)
 
     def _open(self, model: Model) -> None:
         name = model.handle.deployment_name
@@ -104,7 +110,7 @@ class Roster:
             except Exception:  # one model's settings must not end the others
                 logger.exception("model %s cannot be opened", model.config.id)
                 model.broken = True
-                return
+                return model.refuse(ModelFailed(model.config.id))
         logger.info("model %s is ready", model.config.id)
         self._make_room()
         if before is not None:
@@ -115,6 +121,7 @@ class Roster:
         logger.info("model %s is removed", model.config.id)
         if (opening := self._opening.pop(model.handle.deployment_name, None)) is not None:
             opening.cancel()
+        model.refuse(ModelNotFound(model.config.id))
         self._leave(_close(model.frontend, model))
 
     def _leave(self, closing: Coroutine[Any, Any, None]) -> None:

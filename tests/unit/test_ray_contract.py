@@ -37,7 +37,7 @@ def test_the_client_has_what_we_read() -> None:
 
 def test_the_details_have_the_fields_we_read() -> None:
     assert "deployments" in ApplicationDetails.model_fields
-    assert {"replicas", "status"} <= set(DeploymentDetails.model_fields)
+    assert {"replicas", "status", "status_trigger"} <= set(DeploymentDetails.model_fields)
     assert {"state", "replica_id"} <= set(ReplicaDetails.model_fields)
 
 
