@@ -122,7 +122,9 @@ class Inference:
         """Have a model answer. False: it cannot now, and the client, which has been sent nothing, may ask another."""
         route, scope, headers = request.route, request.scope, request.scope["headers"]
         model, call.model = name.model, name.id
-        asked, body = for_model(asked, headers, request.body, name.id)
+        body = request.body
+        if asked.model is not None or not route.model_required:
+            asked, body = for_model(asked, headers, body, name.id)
         checked = await self._policy.check(route, headers, body, asked, call.caller)
         if not last and self._models.state(model) is not State.READY:
             model.wake()
