@@ -14,6 +14,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.fleet.adapters import adapter_number
 from serve_app.fleet.budget import MoveBudget
 from serve_app.fleet.call import ReplicaCall
 from serve_app.fleet.channel import TokenReceiver
@@ -91,8 +92,7 @@ class FleetClient(EngineCoreClient):
         self._peers = Peers(self.journal, deployment, limits, can_move=can_move, move=by_plan, lost=self._move)
         self._balancer = Balancer(self._peers.suspects)
         self._call = ReplicaCall(replicas, self._receiver.sink, self._balancer)
-        self._reader = asyncio.create_task(self._read())
-        self._overseer = asyncio.create_task(self._peers.run())
+        self._reader, self._overseer = asyncio.create_task(self._read()), asyncio.create_task(self._peers.run())
 
     async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
         return self._tasks
@@ -126,7 +126,8 @@ class FleetClient(EngineCoreClient):
         return step
 
     async def add_lora_async(self, lora_request: LoRARequest) -> bool:
-        """Nothing to load yet: each replica loads an adapter with the first request for it, which says where it is."""
+        """Nothing to load: replicas have their adapters. Requests for this one get its number."""
+        lora_request.lora_int_id = adapter_number(lora_request.lora_name)
         return True
 
     async def reset_mm_cache_async(self) -> None:

@@ -11,21 +11,25 @@ import ray
 from ray import serve
 
 from serve_app.config import ModelConfig
+from serve_app.fleet.adapters import adapter_number
 from serve_app.fleet.channel import BEAT_S, Sink, SinkGone, TokenSender
 from serve_app.fleet.resume import EngineTraits
 from serve_app.fleet.scaling import ReplicaLoad
 from serve_app.fleet.suspicion import Suspicion
 from serve_app.ray_seam import listen_on_node_address, on_sigterm, on_stop
+from serve_app.replica.arguments import folder_of
 from serve_app.replica.engine import Engine, engine_traits, start_engine
 from serve_app.replica.engine_watch import EngineWatch
 from serve_app.replica.gate import Gate
 from serve_app.replica.leaving import Leaving, Terminated
 from serve_app.replica.process import protect_children
+from serve_app.settings import ConfigError
 from serve_app.vllm_seam import (
     EngineCoreOutput,
     EngineCoreOutputs,
     EngineCoreRequest,
     EngineDeadError,
+    LoRARequest,
     MsgpackDecoder,
     SchedulerStats,
     SupportedTask,
@@ -67,6 +71,7 @@ class Replica:
         listen_on_node_address()
         protect_children()
         self._settings = model.fixed_settings()
+        self._adapters = {name: str(folder_of(path)) for name, path in model.adapters.items()}
         self._engine: Engine = start_engine(model)
         self._sender = TokenSender(serve.get_replica_context().replica_id.unique_id)
         self._decoder = MsgpackDecoder(EngineCoreRequest)
@@ -88,8 +93,23 @@ class Replica:
         tasks = await self._engine.core.get_supported_tasks_async()
         return Description(config, tasks, engine_traits(self._engine.config), self._has_gpu, self._settings)
 
-    def reconfigure(self, settings: Any) -> None:
-        """Serve's hook for a changed `user_config`, which is for the gateways: what a replica needs, it has."""
+    async def reconfigure(self, settings: Any) -> None:
+        """Serve's hook for a changed `user_config`, which is for the gateways: what a replica needs, it has.
+
+        Serve also calls it once before it counts the replica as started. Adapters are loaded then: an engine core dies
+        of one that it cannot load when a request brings it.
+
+        Raises:
+            ConfigError: an adapter cannot be loaded.
+        """
+        adapters, self._adapters = self._adapters, {}
+        for name, path in adapters.items():
+            try:
+                await self._engine.core.add_lora_async(LoRARequest(name, adapter_number(name), path))
+            except EngineDeadError:
+                raise
+            except Exception as error:  # whatever vLLM says of it
+                raise ConfigError(f"adapters: {name}: {' '.join(str(error).split())}") from error
 
     async def generate(
         self, sink: Sink, request_id: str, frames: list[bytes], suspicion: str = "", hint: None = None

@@ -16,6 +16,7 @@ from serve_app.vllm_seam import (
     EngineCoreOutputs,
     EngineCoreRequest,
     Executor,
+    LoRARequest,
     SupportedTask,
     VllmConfig,
 )
@@ -39,6 +40,9 @@ class EngineCore(Protocol):
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         """Take a request; its outputs come from `get_output_async` until one is finished."""
+
+    async def add_lora_async(self, lora_request: LoRARequest) -> bool:
+        """Load a LoRA adapter; raises what vLLM says of one that it cannot load."""
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         """Stop requests; no further output of them comes. Unknown ids are ignored."""
