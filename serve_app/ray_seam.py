@@ -116,12 +116,25 @@ def behind_haproxy() -> bool:
 
 
 def deployed(application: str) -> Deployed | None:
-    """What the controller says of an application; None while it builds it anew. Blocks for one call to it."""
+    """What the controller says of an application; None while it builds it anew, and once that has failed.
+
+    Blocks for one call to it.
+    """
     details = _client().get_serve_details()["applications"].get(application, {})
     if not details.get("deployments"):
         return None
     deployments = {name: _replicas(each) for name, each in details["deployments"].items()}
     return Deployed(deployments, (details.get("deployed_app_config") or {}).get("args"))
+
+
+def running(application: str) -> dict[str, frozenset[str]]:
+    """The ids of the replicas that answer, by deployment, whatever becomes of the application. Blocks as `deployed`."""
+    found = ray.get(_client()._controller._all_running_replicas.remote())
+    return {
+        deployment.name: frozenset(each.replica_id.unique_id for each in replicas)
+        for deployment, replicas in found.items()
+        if deployment.app_name == application
+    }
 
 
 def _replicas(deployment: dict[str, Any]) -> Replicas:

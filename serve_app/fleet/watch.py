@@ -36,8 +36,8 @@ class State(StrEnum):
 class FleetWatch:
     """Asks Serve's controller for the deployments of this application and their replicas.
 
-    While the controller cannot be reached, or builds the application anew, the last answer stands: running replicas
-    need neither.
+    While the controller cannot be reached the last answer stands: running replicas do not need it. While it builds the
+    application anew, and where that has failed, what was deployed last stands.
     """
 
     def __init__(self) -> None:
@@ -75,13 +75,19 @@ class FleetWatch:
 
     def _poll(self) -> None:
         self.gpu_available = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
-        if (deployed := ray_seam.deployed(self.application)) is None:
-            return
-        now = time.monotonic()
-        for name, each in deployed.deployments.items():
-            before = self[name]
-            deployed.deployments[name] = replace(each, since=before.since if before.running else now)
-        self.deployed = deployed
+        deployed = ray_seam.deployed(self.application)
+        if deployed is None and self.deployed is not None:
+            # Its replicas come and go all the same.
+            ids = ray_seam.running(self.application)
+            found = self.deployed.deployments.items()
+            alive = {name: ids.get(name, frozenset[str]()) for name, _ in found}
+            known = {name: replace(each, running=len(alive[name]), ids=alive[name]) for name, each in found}
+            deployed = replace(self.deployed, deployments=known)
+        if deployed is not None:
+            now = time.monotonic()
+            since = {name: self[name].since if self[name].running else now for name in deployed.deployments}
+            seen = {name: replace(each, since=since[name]) for name, each in deployed.deployments.items()}
+            self.deployed = replace(deployed, deployments=seen)
 
 
 class Watched:

@@ -28,11 +28,18 @@ def test_a_deployment_is_up_since_it_last_had_no_replica(seen: FleetWatch, monke
     assert ups == [None, 1, 1, None, 4]
 
 
-def test_the_last_answer_stands_while_the_application_is_built_anew(
+def test_while_the_application_is_built_anew_and_where_that_fails_replicas_come_and_go(
     seen: FleetWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_seam, "deployed", lambda _: Deployed({"replica-m": Replicas(running=2)}))
+    before = Replicas(running=2, target=2, ids=frozenset({"a", "b"}), settings={"id": "m"})
+    monkeypatch.setattr(ray_seam, "deployed", lambda _: Deployed({"replica-m": before}, {"aliases": {}}))
     seen._poll()
     monkeypatch.setattr(ray_seam, "deployed", lambda _: None)
-    seen._poll()
-    assert seen["replica-m"].running == 2
+    for alive in ({"b"}, set(), {"c", "d"}):
+        monkeypatch.setattr(ray_seam, "running", lambda _, alive=alive: {"replica-m": frozenset(alive)})
+        seen._poll()
+        replicas = seen["replica-m"]
+        assert (replicas.running, replicas.ids) == (len(alive), alive)
+    assert (replicas.target, replicas.settings) == (2, {"id": "m"})
+    assert seen.deployed is not None
+    assert seen.deployed.args == {"aliases": {}}
