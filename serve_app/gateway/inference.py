@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.fleet.watch import State
 from serve_app.gateway import ticket as tickets
 from serve_app.gateway.admission import Admission
 from serve_app.gateway.aliases import conversation_of
@@ -116,7 +115,7 @@ class Inference:
             if await self._ask(call, request, asked, name, last=False):
                 return
             asked = await self._policy.read(route, headers, body)  # the check has changed it
-        await self._ask(call, request, asked, names[-1], last=True)
+        await self._ask(call, request, asked, self._models.last_of(names), last=True)
 
     async def _ask(self, call: Call, request: _Request, asked: Asked, name: Name, *, last: bool) -> bool:
         """Have a model answer. False: it cannot now, and the client, which has been sent nothing, may ask another."""
@@ -126,10 +125,10 @@ class Inference:
         if asked.model is not None or not route.model_required:
             asked, body = for_model(asked, headers, body, name.id)
         checked = await self._policy.check(route, headers, body, asked, call.caller)
-        if not last and self._models.state(model) is not State.READY:
+        if not last and not self._models.ready(name):
             model.wake()
             return False
-        self._models.check(model)
+        self._models.check(name)
         if model.frontend is not None:
             _check_route(route, model, model.frontend)
         call.ticket = ticket = Ticket(

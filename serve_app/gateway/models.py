@@ -39,6 +39,8 @@ class Model:
         self.created = int(time.time())
         self.frontend: Frontend | None = None
         self.description: Description | None = None
+        self.names: frozenset[str] | None = None
+        """The ids that its front end knows, its own and those of its adapters; None: it has not been opened."""
         self.broken = False
         """Whether no front end can be made of it."""
         self._decided = asyncio.Event()
@@ -54,6 +56,7 @@ class Model:
         self, host: str, watch: FleetWatch, config: GatewayConfig, quarantine: Quarantine
     ) -> Frontend | None:
         """Wait for a replica with the model's settings and build the front end; returns the one before."""
+        names = frozenset({self.config.id, *self.config.adapters})
         description = await self._described(self.config.fixed_settings())
         deployment = watch.of(self.handle.deployment_name)
         frontend = await open_frontend(
@@ -66,7 +69,7 @@ class Model:
             failover=config.failover,
             quarantine=quarantine,
         )
-        before, self.frontend, self.description = self.frontend, frontend, description
+        before, self.frontend, self.description, self.names = self.frontend, frontend, description, names
         self._decided.set()
         return before
 
@@ -199,18 +202,30 @@ class Models:
             return State.FAILED
         return State.ASLEEP if model.sleeps and not replicas.target else State.LOADING
 
-    def check(self, model: Model) -> None:
-        """See whether the model takes requests; one that sleeps, or wakes up, has them wait.
+    def ready(self, name: Name) -> bool:
+        """Whether it can be answered for at once."""
+        known = name.model.names is None or name.id in name.model.names
+        return known and self.state(name.model) is State.READY
+
+    def last_of(self, names: list[Name]) -> Name:
+        """Which of the candidates is asked at last: where the last cannot answer, the first that has requests wait."""
+        waiting = [each for each in names if each.model.sleeps and self.state(each.model) is not State.FAILED]
+        return names[-1] if self.ready(names[-1]) else next(iter(waiting), names[-1])
+
+    def check(self, name: Name) -> None:
+        """See whether requests for it are taken; one that sleeps, or wakes up, has them wait.
 
         Raises:
             ModelLoading: no replica can answer.
             ModelFailed: and none will.
         """
-        state = self.state(model)
+        state = self.state(name.model)
         if state is State.FAILED:
-            raise ModelFailed(model.config.id)
-        if state is not State.READY and not model.sleeps:
-            raise ModelLoading(model.config.id)
+            raise ModelFailed(name.id)
+        if state is State.READY and not self.ready(name):  # an adapter of a version that is still to come
+            raise ModelLoading(name.id)
+        if state is not State.READY and not name.model.sleeps:
+            raise ModelLoading(name.id)
 
     async def warm(self) -> None:
         """Wait for the front ends of models that have replicas already: this gateway may be to replace another."""

@@ -133,11 +133,13 @@ class Roster:
         """Let each model run as much as its replicas can compute, as this gateway's share of it."""
         for model in self._models:
             if model.frontend is not None:
-                # A model that sleeps gets its requests all the same, which wakes it.
-                running = max(self._models.replicas(model).running, model.sleeps)
-                seats = running * model.frontend.seats
+                running = self._models.replicas(model).running
                 model.frontend.fleet.budget.set_replicas(running, self._config.replicas)
-                model.frontend.admission.set_capacity(-(-seats // self._config.replicas))
+                capacity = -(-running * model.frontend.seats // self._config.replicas)
+                if model.sleeps and not running:
+                    # It gets its requests all the same, which wakes it: nobody knows how long they will have to wait.
+                    capacity = model.frontend.seats + self._config.admission.max_waiting
+                model.frontend.admission.set_capacity(capacity)
 
 
 def _model(deployment: str, settings: Any) -> ModelConfig | None:

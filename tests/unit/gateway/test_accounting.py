@@ -178,6 +178,7 @@ class Service:
         models = SimpleNamespace(
             candidates=lambda *_: [Name("m", model)],
             check=lambda _: check(),
+            last_of=lambda names: names[-1],
             up_since=lambda _: 0.0,
         )
         return Inference(cast("Models", models), Policy(self._config.policy, b""), self._ledger, self._config)

@@ -73,6 +73,7 @@ class Gateway:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.opens = asyncio.Event()
         self.broken = False
+        self.capacities: list[int] = []
         patch.setattr(roster, "DeploymentHandle", Handle)
         patch.setattr(models, "open_frontend", self._open)
         self.watch = Watch()
@@ -85,7 +86,8 @@ class Gateway:
         await self.opens.wait()
         if self.broken:
             raise ValueError
-        return cast("Frontend", SimpleNamespace(seats=1, fleet=_Any(), admission=_Any()))
+        admission = SimpleNamespace(set_capacity=self.capacities.append)
+        return cast("Frontend", SimpleNamespace(seats=2, fleet=_Any(), admission=admission))
 
     async def waiting(self, number: int = 1) -> list["asyncio.Task[Any]"]:
         """Requests that wait for the front end of the only model."""
@@ -160,3 +162,13 @@ async def test_a_model_in_the_deployment_of_another_is_opened(gateway: Gateway) 
     gateway.opens.set()
     async with asyncio.timeout(5):
         await each
+
+
+async def test_a_model_without_replicas_holds_more_requests_than_one_replica_computes_at_once(gateway: Gateway) -> None:
+    gateway.watch.see(first=("m", ASLEEP))
+    gateway.opens.set()
+    [opened] = await gateway.waiting()
+    await opened
+    for replicas in (ASLEEP, Replicas(), Replicas(running=1), Replicas(running=3)):
+        gateway.watch.see(first=("m", replicas))
+    assert gateway.capacities[-4:] == [1002, 1002, 2, 6]
