@@ -113,8 +113,8 @@ class Frontend:
         tokens = min(1 + self._open // busy_from, MOST_TOKENS, int(HELD_BACK_S / self.fleet.journal.token_interval_s))
         self._engine.output_processor.stream_interval = max(self._stream_interval, tokens, 1)
 
-    async def retire(self, within_s: float) -> None:
-        """Let the open requests end, for so many seconds at most; those that do not are failed."""
+    async def retire(self, within_s: float | None) -> None:
+        """Let the open requests end, for so many seconds at most (None: any); those that do not are failed."""
         for patience_s in (within_s, FAILED_S):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), patience_s)

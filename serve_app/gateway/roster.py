@@ -114,7 +114,8 @@ class Roster:
         logger.info("model %s is ready", model.config.id)
         self._make_room()
         if before is not None:
-            self._leave(before.retire(model.config.drain_timeout_s))
+            # What it has goes on with the new replicas, until its own deadline at the latest.
+            self._leave(before.retire(self._config.deadlines.total_s or None))
 
     def _retire(self, model: Model) -> None:
         """A model that is deployed no more: what it has may end while its replicas drain."""

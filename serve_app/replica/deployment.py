@@ -11,25 +11,21 @@ import ray
 from ray import serve
 
 from serve_app.config import ModelConfig
-from serve_app.fleet.adapters import adapter_number
 from serve_app.fleet.channel import BEAT_S, Sink, SinkGone, TokenSender
 from serve_app.fleet.resume import EngineTraits
 from serve_app.fleet.scaling import ReplicaLoad
 from serve_app.fleet.suspicion import Suspicion
 from serve_app.ray_seam import listen_on_node_address, on_sigterm, on_stop
-from serve_app.replica.arguments import folder_of
-from serve_app.replica.engine import Engine, engine_traits, start_engine
+from serve_app.replica.engine import Engine, engine_traits, load_adapters, start_engine
 from serve_app.replica.engine_watch import EngineWatch
 from serve_app.replica.gate import Gate
 from serve_app.replica.leaving import Leaving, Terminated
 from serve_app.replica.process import protect_children
-from serve_app.settings import ConfigError
 from serve_app.vllm_seam import (
     EngineCoreOutput,
     EngineCoreOutputs,
     EngineCoreRequest,
     EngineDeadError,
-    LoRARequest,
     MsgpackDecoder,
     SchedulerStats,
     SupportedTask,
@@ -71,12 +67,12 @@ class Replica:
         listen_on_node_address()
         protect_children()
         self._settings = model.fixed_settings()
-        self._adapters = {name: str(folder_of(path)) for name, path in model.adapters.items()}
+        self._adapters = model.adapters
         self._engine: Engine = start_engine(model)
         self._sender = TokenSender(serve.get_replica_context().replica_id.unique_id)
         self._decoder = MsgpackDecoder(EngineCoreRequest)
         self._attempts: dict[str, _Attempt] = {}
-        self._gate = Gate()
+        self._gate, self._warm = Gate(), asyncio.Event()
         self._stats = SchedulerStats()
         self._has_gpu = bool(ray.get_gpu_ids())
         self._leaving = Leaving(model.drain_grace_s, model.drain_timeout_s)
@@ -94,22 +90,9 @@ class Replica:
         return Description(config, tasks, engine_traits(self._engine.config), self._has_gpu, self._settings)
 
     async def reconfigure(self, settings: Any) -> None:
-        """Serve's hook for a changed `user_config`, which is for the gateways: what a replica needs, it has.
-
-        Serve also calls it once before it counts the replica as started. Adapters are loaded then: an engine core dies
-        of one that it cannot load when a request brings it.
-
-        Raises:
-            ConfigError: an adapter cannot be loaded.
-        """
+        """Serve's hook for a changed `user_config`, which is for the gateways; and for the end of this one's start."""
         adapters, self._adapters = self._adapters, {}
-        for name, path in adapters.items():
-            try:
-                await self._engine.core.add_lora_async(LoRARequest(name, adapter_number(name), path))
-            except EngineDeadError:
-                raise
-            except Exception as error:  # whatever vLLM says of it
-                raise ConfigError(f"adapters: {name}: {' '.join(str(error).split())}") from error
+        await load_adapters(self._engine.core, adapters)
 
     async def generate(
         self, sink: Sink, request_id: str, frames: list[bytes], suspicion: str = "", hint: None = None
@@ -157,7 +140,11 @@ class Replica:
         return ReplicaLoad(seats, self._stats.num_running_reqs, waiting, self._stats.kv_cache_usage)._asdict()
 
     async def check_health(self) -> None:
-        """Serve's health check: the engine core's own; a replica that got SIGTERM is to be replaced."""
+        """Serve's health check: the engine core's own, once it is warm; a replica that got SIGTERM is to be replaced.
+
+        Serve sends requests after the first check only.
+        """
+        await self._warm.wait()
         if self._engine.core.resources.engine_dead:
             raise EngineDeadError
         if self._leaving.terminated:
@@ -172,12 +159,21 @@ class Replica:
     async def _push_steps(self) -> None:
         """Carry the engine core's outputs to the gateways, one message an engine step and gateway."""
         try:
+            await self._warm_up()
             while True:
                 step = await self._engine.core.get_output_async()
                 self._engine_watch.step(time.monotonic())
                 self._push(step)
         except EngineDeadError:
             self._exit("its engine core died")
+
+    async def _warm_up(self) -> None:
+        core, request = self._engine.core, self._engine.warm_up
+        if request is not None:
+            await core.add_request_async(request)
+            while not any(output.finished for output in (await core.get_output_async()).outputs):
+                pass
+        self._warm.set()
 
     async def _watch(self) -> None:
         """Give the gateways signs of life, give up those that are gone, and watch the engine core."""

@@ -1,22 +1,27 @@
 """The engine core of a replica: vLLM's, or the scripted one that stands in for it."""
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from serve_app.config import ModelConfig, check_source
+from serve_app.fleet.adapters import adapter_number
 from serve_app.fleet.resume import EngineTraits
-from serve_app.replica.arguments import engine_config
+from serve_app.replica.arguments import engine_config, folder_of
 from serve_app.replica.scripted import ScriptedEngine
 from serve_app.replica.vitals import Vitals, vitals_below
+from serve_app.settings import ConfigError
 from serve_app.vllm_seam import (
     EngineCoreClient,
     EngineCoreOutputs,
     EngineCoreRequest,
+    EngineDeadError,
     Executor,
     LoRARequest,
+    SamplingParams,
     SupportedTask,
     VllmConfig,
 )
@@ -66,6 +71,8 @@ class Engine:
     config: VllmConfig
     vitals: Callable[[], Vitals]
     """What its processes do now."""
+    warm_up: EngineCoreRequest | None = None
+    """What to have it compute before it takes requests: in its first steps it may compile for many seconds."""
 
 
 def start_engine(model: ModelConfig) -> Engine:
@@ -80,7 +87,39 @@ def start_engine(model: ModelConfig) -> Engine:
         scripted = ScriptedEngine(config, model.script_delay_s)
         return Engine(scripted, config, scripted.vitals)
     core = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)
-    return Engine(core, config, partial(vitals_below, os.getpid()))
+    return Engine(core, config, partial(vitals_below, os.getpid()), _warm_up(config))
+
+
+async def load_adapters(core: EngineCore, adapters: Mapping[str, str]) -> None:
+    """Load LoRA adapters, by name their directories: an engine core dies of a bad one that a request brings.
+
+    Raises:
+        ConfigError: one cannot be loaded.
+    """
+    for name, path in adapters.items():
+        try:
+            await core.add_lora_async(LoRARequest(name, adapter_number(name), str(folder_of(path))))
+        except EngineDeadError:
+            raise
+        except Exception as error:  # whatever vLLM says of it
+            raise ConfigError(f"adapters: {name}: {' '.join(str(error).split())}") from error
+
+
+def _warm_up(config: VllmConfig) -> EngineCoreRequest | None:
+    """A prefill and a decode; None for models that do not answer text with text."""
+    if config.model_config.runner_type != "generate" or config.model_config.is_encoder_decoder:
+        return None
+    return EngineCoreRequest(
+        request_id="warm-up",
+        prompt_token_ids=[0],
+        mm_features=None,
+        sampling_params=SamplingParams(max_tokens=2, ignore_eos=True, detokenize=False),
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
 
 
 def engine_traits(config: VllmConfig) -> EngineTraits:

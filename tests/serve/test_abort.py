@@ -34,15 +34,24 @@ async def test_closing_the_connection_aborts_the_request(service: Service, model
 
         async def read() -> None:
             async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+                assert response.status_code == 200, await response.aread()
                 async for _ in response.aiter_bytes():
                     pass
 
         reading = asyncio.create_task(read())
-        await running(service, model, 1, "the start in the engine core")
+        await running(service, model, 1, "the start in the engine core", reading)
+        assert not reading.done(), reading.exception()
         reading.cancel()
         await running(service, model, 0, "the abort in the engine core")
     assert metric(service, "generation_tokens_total", model) - before < TOKENS
 
 
-async def running(service: Service, model: str, count: int, what: str) -> None:
-    await asyncio.to_thread(wait_for, lambda: metric(service, "num_requests_running", model) == count, what)
+async def running(
+    service: Service, model: str, count: int, what: str, reading: asyncio.Task[None] | None = None
+) -> None:
+    """Wait until so many requests run; or until `reading` one ends."""
+
+    def met() -> bool:
+        return metric(service, "num_requests_running", model) == count or (reading is not None and reading.done())
+
+    await asyncio.to_thread(wait_for, met, what)

@@ -38,4 +38,4 @@ def test_an_adapter_changes_what_its_model_answers_and_nothing_else(service: Ser
 
 def test_adapters_are_listed_with_their_model(service: Service) -> None:
     cards = service.http.get("/v1/models").json()["data"]
-    assert [(card["id"], card["parent"]) for card in cards] == [("demo", None), ("same", "demo"), ("other", "demo")]
+    assert [(card["id"], card["parent"]) for card in cards] == [("demo", None), ("other", "demo"), ("same", "demo")]

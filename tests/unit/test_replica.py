@@ -58,6 +58,7 @@ class Process:
     def __init__(self) -> None:
         self.core = Core()
         self.vitals = Vitals(0, awake=True, stopped=False)
+        self.warm_up: EngineCoreRequest | None = None
         self.stop: Callable[[], None]
         self.refuses: Callable[[], bool]
         self.sigterm: Callable[[], None]
@@ -79,7 +80,7 @@ async def process(monkeypatch: pytest.MonkeyPatch) -> Process:
         made.sigterm = called
 
     def start_engine(model: ModelConfig) -> Engine:
-        return Engine(made.core, config=None, vitals=lambda: made.vitals)  # type: ignore[arg-type]
+        return Engine(made.core, None, lambda: made.vitals, made.warm_up)  # type: ignore[arg-type]
 
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="replica-1"))
     monkeypatch.setattr(deployment.serve, "get_replica_context", lambda: context)
@@ -96,6 +97,20 @@ async def process(monkeypatch: pytest.MonkeyPatch) -> Process:
     return made
 
 
+def request_of(request_id: str) -> EngineCoreRequest:
+    return EngineCoreRequest(
+        request_id=request_id,
+        prompt_token_ids=[1],
+        mm_features=None,
+        sampling_params=SamplingParams(),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+
+
 class Gateway:
     """A gateway that listens, and has sent requests."""
 
@@ -110,18 +125,7 @@ class Gateway:
             self.heard.append((await self.receiver.receive())[0])
 
     def ask(self, request_id: str) -> "asyncio.Task[None]":
-        request = EngineCoreRequest(
-            request_id=request_id,
-            prompt_token_ids=[1],
-            mm_features=None,
-            sampling_params=SamplingParams(),
-            pooling_params=None,
-            arrival_time=0.0,
-            lora_request=None,
-            cache_salt=None,
-            data_parallel_rank=None,
-        )
-        frames = [bytes(frame) for frame in MsgpackEncoder().encode(request)]  # type: ignore[arg-type]
+        frames = [bytes(frame) for frame in MsgpackEncoder().encode(request_of(request_id))]  # type: ignore[arg-type]
         return asyncio.create_task(self._replica.generate(self.receiver.sink, request_id, frames))
 
     def leave(self) -> None:
@@ -224,3 +228,18 @@ async def test_adapters_are_loaded_once_before_the_replica_counts_as_started(pro
     replica = Replica(ModelConfig(id="m", source="acme/m", adapters={"broken": "/broken"}))
     with pytest.raises(ConfigError, match="adapters: broken: LoRA rank 64 is greater than max_lora_rank 16"):
         await replica.reconfigure({})
+
+
+async def test_it_is_healthy_once_its_engine_core_has_taken_the_first_steps(process: Process) -> None:
+    process.warm_up = request_of("warm-up")
+    replica = Replica(ModelConfig(id="m", source="acme/m", device="cpu"))
+    healthy = asyncio.create_task(replica.check_health())
+    await until(lambda: process.core.added == ["warm-up"])
+    for reason in (None, FinishReason.LENGTH):
+        assert not healthy.done()
+        output = EngineCoreOutput("warm-up", [7], finish_reason=reason)
+        process.core.outputs.put_nowait(EngineCoreOutputs(outputs=[output]))
+        await until(process.core.outputs.empty)
+    await asyncio.wait_for(healthy, PATIENCE_S)
+    replica.__del__()
+    replica._sender.close()
