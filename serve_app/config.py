@@ -192,7 +192,7 @@ def check_source(model: ModelConfig) -> None:
 def _lora_rank(file: Path, where: str) -> int:
     try:
         config = json.loads(file.read_text())
-        return max([config.get("r", 0), *(config.get("rank_pattern") or {}).values()])
+        return int(max([config.get("r", 0), *(config.get("rank_pattern") or {}).values()]))
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{where}: {file} cannot be read") from error
 

@@ -80,9 +80,7 @@ def _flags(model: ModelConfig) -> Iterator[str]:
         owned["enable_lora"] = True
         owned["max_loras"] = min(len(model.adapters), MOST_ADAPTERS)
         # Not as name=path: the path may have a comma.
-        owned["lora_modules"] = [
-            {"name": name, "path": str(folder_of(path))} for name, path in model.adapters.items()
-        ]
+        owned["lora_modules"] = [{"name": name, "path": str(folder_of(path))} for name, path in model.adapters.items()]
     yield from vllm_flags({**owned, **model.vllm_args})
 
 

@@ -22,5 +22,5 @@ async def test_an_adapter_has_the_number_by_which_replicas_have_loaded_it(model:
 def test_numbers_are_of_31_bits_and_no_two_alike() -> None:
     numbers = {adapter_number(f"adapter-{number}") for number in range(500)}
     assert len(numbers) == 500
-    assert 2**30 <= min(numbers)
+    assert min(numbers) >= 2**30
     assert max(numbers) < 2**31

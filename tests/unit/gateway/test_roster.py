@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import pytest
 
@@ -118,7 +118,7 @@ async def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
     return made
 
 
-async def error_of(task: "asyncio.Task[Any]") -> GatewayError | NoReturn:
+async def error_of(task: "asyncio.Task[Any]") -> GatewayError:
     async with asyncio.timeout(5):
         with pytest.raises(GatewayError) as raised:
             await task

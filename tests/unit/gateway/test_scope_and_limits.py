@@ -86,7 +86,7 @@ class Frontend:
 
 
 class Service:
-    """Models: open, that is ready, with an adapter law; open-too, that loads; hidden, and hidden-vision, which takes images."""
+    """Models: open, ready, with an adapter law; open-too, that loads; hidden, and hidden-vision, which takes images."""
 
     def __init__(self, folder: Path) -> None:
         records = [record(f"{name:0<10}", name, **rights) for name, rights in KEYS.items()]
