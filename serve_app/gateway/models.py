@@ -173,8 +173,11 @@ class Models:
             ModelNotFound: see `get`.
         """
         sent = self.get(name, caller)
-        alias = self.aliases.get(sent.id)
-        chosen = alias.choose(conversation(), self._names) if alias else sent.id
+        alias, chosen = self.aliases.get(sent.id), sent.id
+        if alias is not None:
+            known = {each for each in alias.models if each in self._names}
+            able = {each for each in known if self.answers(self._names[each])}
+            chosen = alias.choose(conversation(), able) or alias.choose(conversation(), known)
         order = [chosen or sent.model.config.id]
         for following in order:
             fallbacks = [self._names[following].model.config.fallback, alias.fallback if alias else None]
@@ -204,13 +207,15 @@ class Models:
 
     def ready(self, name: Name) -> bool:
         """Whether it can be answered for at once."""
-        known = name.model.names is None or name.id in name.model.names
-        return known and self.state(name.model) is State.READY
+        return self.state(name.model) is State.READY and (name.model.names is None or name.id in name.model.names)
+
+    def answers(self, name: Name) -> bool:
+        """Whether requests for it are answered, now or once it has woken up."""
+        return self.ready(name) or (name.model.sleeps and self.state(name.model) is not State.FAILED)
 
     def last_of(self, names: list[Name]) -> Name:
         """Which of the candidates is asked at last: where the last cannot answer, the first that has requests wait."""
-        waiting = [each for each in names if each.model.sleeps and self.state(each.model) is not State.FAILED]
-        return names[-1] if self.ready(names[-1]) else next(iter(waiting), names[-1])
+        return names[-1] if self.ready(names[-1]) else next(filter(self.answers, names), names[-1])
 
     def check(self, name: Name) -> None:
         """See whether requests for it are taken; one that sleeps, or wakes up, has them wait.
