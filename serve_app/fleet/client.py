@@ -84,8 +84,7 @@ class FleetClient(EngineCoreClient):
         self._tasks, self._engine = tasks, engine
         self._deployment, self._admit = deployment, admit
         self._suspects, self._restart_output = Suspects(model, quarantine), restart_output
-        self._receiver = TokenReceiver(host)
-        self._outbox, self._load = Outbox(), FleetLoad()
+        self._receiver, self._outbox, self._load = TokenReceiver(host), Outbox(), FleetLoad()
         self._unread: dict[str, Entry] = {}  # what the front end has neither read to the end nor given up
         self._attempts: set[asyncio.Task[None]] = set()
         by_plan, can_move = partial(self._move, loss=Loss.PLANNED), lambda entry: decide(entry, engine) is not Move.FAIL
