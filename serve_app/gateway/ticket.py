@@ -111,10 +111,7 @@ class Ticket:
     def token(self) -> float | None:
         """When the last token came, in the event loop's time: now, while no replica can work on it; None: none has."""
         tokens = [entry.last_token_at for entry in self.entries if entry.last_token_at is not None]
-        if not tokens:
-            return None
-        since = self._runs_since()
-        return asyncio.get_running_loop().time() if since is None else max(*tokens, since)
+        return max(*tokens, _or_now(self._runs_since())) if tokens else None
 
     def _runs_since(self) -> float | None:
         """Since when a replica could answer; None: none can, or a move waits for its turn, and no deadline runs."""
@@ -148,7 +145,8 @@ class Ticket:
         entry.on_error = lambda: self.refuse(UpstreamFailed())
         entry.on_refused = lambda: self.refuse(UpstreamFailed(NO_RETRY) if entry.replicas else RequestRefused())
         if slot is not None:
-            entry.on_first_token = slot.first_token
+            # The wait for a replica says nothing of how long an answer takes.
+            entry.on_first_token = lambda: slot.first_token(_or_now(self._up_since()))
             entry.on_close = lambda: slot.leave(entry.prompt_tokens + len(entry.tokens))
 
     def note_sent(self, prompt: str, choice: int, tokens: int) -> None:
@@ -228,3 +226,7 @@ class Ticket:
             most = 0 if limit is None else (limit - entry.prompt_tokens) // answers
             if most > 0:
                 params.max_tokens = min(params.max_tokens, most)
+
+
+def _or_now(time: float | None) -> float:
+    return asyncio.get_running_loop().time() if time is None else time

@@ -135,6 +135,8 @@ def test_gpus_that_a_replica_reserves(settings: dict[str, object], gpus: float) 
     ("text", "message"),
     [
         ("applications: []", "no application imports serve_app.app:build"),
+        ("applications:", "no application imports serve_app.app:build"),
+        ("applications: [chat]", "no application imports serve_app.app:build"),
         ("a: [", "not valid YAML"),
         ("applications: [{import_path: 'serve_app.app:build', args: {model: [demo]}}]", "args: model: Extra"),
         ("applications: [{import_path: 'serve_app.app:build', args: {models: [/no/such]}}]", "no model '/no/such'"),

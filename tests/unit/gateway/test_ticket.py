@@ -360,3 +360,26 @@ def test_the_deadlines_of_tokens_run_from_when_the_model_has_a_replica_again() -
         await request.end()
 
     run(main())
+
+
+@pytest.mark.parametrize("seen_at", [90, None])
+def test_the_wait_for_a_replica_is_not_taken_for_the_usual_time_of_an_answer(seen_at: float | None) -> None:
+    async def main() -> None:
+        model = Model(places=1)
+        model.up_since = None
+        request = Request(model, Asked([5]))
+        assert await request.start()
+        await asyncio.sleep(90)
+        model.up_since = seen_at  # None: the token comes before the gateway has heard of the replica
+        await asyncio.sleep(1)
+        [answer] = request.let_in
+        assert answer.on_first_token is not None
+        answer.on_first_token()
+        deadline = asyncio.get_running_loop().time() + 5
+        await request.end(1)
+        model.admission.check("other", "normal", deadline)
+        [running] = await model.admission.enter("other", "normal", [15])
+        model.admission.check("other", "normal", deadline)  # the place is taken, and will be free in time
+        running.leave()
+
+    run(main())
