@@ -186,13 +186,14 @@ class Reached:
 
     def __init__(self, name: str) -> None:
         self.replica_id = ReplicaID(name, DeploymentID("replica-m", "chat"))
+        self.queue_len = 1
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
-        return 0
+        return self.queue_len
 
 
-@pytest.mark.parametrize("unreachable", [True, False])
-async def test_a_call_that_a_replica_did_not_take_goes_elsewhere_at_once(unreachable: bool) -> None:
+@pytest.mark.parametrize("why", ["dead", "leaving", "full"])
+async def test_a_call_that_a_replica_did_not_take_goes_elsewhere_at_once(why: str) -> None:
     names = DeploymentID("replica-m", "chat")
     router = FleetRouter(names, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
     router.update_replicas([Reached(name) for name in REPLICAS])  # type: ignore[misc]
@@ -205,12 +206,14 @@ async def test_a_call_that_a_replica_did_not_take_goes_elsewhere_at_once(unreach
         tried.append(replica.replica_id.unique_id)
         # As ray.serve._private.router does with a replica that is dead, or that says it takes no more.
         router.on_send_request(replica.replica_id)
-        if unreachable:
+        if why == "dead":
             router.on_replica_actor_unavailable(replica.replica_id)
         else:
-            router.on_new_queue_len_info(replica.replica_id, 1)
+            replica.queue_len = 100 if why == "full" else 1  # type: ignore[attr-defined]
+            router.on_new_queue_len_info(replica.replica_id, replica.queue_len)  # type: ignore[attr-defined]
     assert sorted(tried) == REPLICAS
-    assert balancer.hint(request()).order(REPLICAS) == [tried[-1]]
+    # One that is full is soon free again, and Serve asks it whether it is.
+    assert sorted(balancer.hint(request()).order(REPLICAS)) == (REPLICAS if why == "full" else [tried[-1]])
 
 
 def test_a_replica_that_did_not_take_a_request_is_asked_again_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
