@@ -40,6 +40,15 @@ def test_while_the_application_is_built_anew_and_where_that_fails_replicas_come_
         seen._poll()
         replicas = seen["replica-m"]
         assert (replicas.running, replicas.ids) == (len(alive), alive)
-    assert (replicas.target, replicas.settings) == (2, {"id": "m"})
-    assert seen.deployed is not None
-    assert seen.deployed.args == {"aliases": {}}
+    assert replicas.target == 2
+    assert seen.deployed == Deployed({"replica-m": before}, {"aliases": {}})
+
+
+def test_a_gateway_that_starts_while_the_config_is_wrong_finds_the_replicas(
+    seen: FleetWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_seam, "deployed", lambda _: None)
+    monkeypatch.setattr(ray_seam, "running", lambda _: {"replica-m": frozenset({"a", "b"})})
+    seen._poll()
+    assert (seen["replica-m"].running, seen["replica-m"].ids) == (2, {"a", "b"})
+    assert seen.deployed is None
