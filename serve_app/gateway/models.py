@@ -173,8 +173,8 @@ class Models:
             ModelNotFound: see `get`.
         """
         sent = self.get(name, caller)
-        alias, chosen = self.aliases.get(sent.id), sent.id
-        if alias is not None:
+        chosen: str | None = sent.id
+        if (alias := self.aliases.get(sent.id)) is not None:
             known = {each for each in alias.models if each in self._names}
             able = {each for each in known if self.answers(self._names[each])}
             chosen = alias.choose(conversation(), able) or alias.choose(conversation(), known)
