@@ -148,8 +148,11 @@ class Balancer:
     def report(self, replica: str, requests: int) -> None:
         """Note how many requests a replica says that it has; those of other gateways count as usual ones."""
         with self._lock:
+            now = time.monotonic()
+            if replica not in self._reported:  # others may have gone
+                self._reported = {name: each for name, each in self._reported.items() if each[1] > now}
             others = max(0, requests - self._requests.get(replica, 0))
-            self._reported[replica] = (others * self._usual_cost, time.monotonic() + FRESH_S)
+            self._reported[replica] = (others * self._usual_cost, now + FRESH_S)
 
     def _load(self, replica: str) -> float:
         others, until = self._reported.get(replica, (0.0, 0.0))

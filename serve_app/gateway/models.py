@@ -53,23 +53,23 @@ class Model:
         return self.config.replicas.min == 0
 
     async def open(
-        self, host: str, watch: FleetWatch, config: GatewayConfig, quarantine: Quarantine
+        self, host: str, watch: FleetWatch, config: GatewayConfig, quarantine: Quarantine, *, any_version: bool
     ) -> Frontend | None:
-        """Wait for a replica with the model's settings and build the front end; returns the one before."""
-        names = frozenset({self.config.id, *self.config.adapters})
-        description = await self._described(self.config.fixed_settings())
-        deployment = watch.of(self.handle.deployment_name)
+        """Wait for a replica, of the model's settings or of any, and build its front end; returns the one before."""
+        description = await self._described(any_version)
+        served = ModelConfig.model_validate(self.config.model_dump() | description.settings)
         frontend = await open_frontend(
-            self.config,
+            served,
             self.handle,
             description,
             host=host,
-            deployment=deployment,
+            deployment=watch.of(self.handle.deployment_name),
             admission=config.admission,
             failover=config.failover,
             quarantine=quarantine,
         )
-        before, self.frontend, self.description, self.names = self.frontend, frontend, description, names
+        before, self.frontend, self.description = self.frontend, frontend, description
+        self.names = frozenset({served.id, *served.adapters})
         self._decided.set()
         return before
 
@@ -103,10 +103,10 @@ class Model:
         finally:
             self._waking = None
 
-    async def _described(self, settings: dict[str, Any]) -> Description:
+    async def _described(self, any_version: bool) -> Description:
         while True:
             description: Description = await self.handle.describe.remote()
-            if description.settings == settings:
+            if any_version or description.settings == self.config.fixed_settings():
                 return description
             await asyncio.sleep(CHANGED_POLL_S)
 

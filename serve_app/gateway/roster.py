@@ -100,17 +100,29 @@ class Roster:
 
     async def _opened(self, model: Model) -> None:
         model.broken = False
+        # Replicas of the version before answer until those of a new one are up, which may be long or never.
+        any_version = model.frontend is None
         while True:
             try:
-                before = await model.open(self._host, self._watch, self._config, self._quarantine)
-                break
+                before = await model.open(
+                    self._host, self._watch, self._config, self._quarantine, any_version=any_version
+                )
             except (RayError, RayServeException) as error:
                 logger.warning("model %s does not answer yet: %s", model.config.id, type(error).__name__)
                 await asyncio.sleep(AGAIN_S)
+                continue
             except Exception:  # one model's settings must not end the others
                 logger.exception("model %s cannot be opened", model.config.id)
-                model.broken = True
-                return model.refuse(ModelFailed(model.config.id))
+                if not any_version:
+                    model.broken = True
+                    return model.refuse(ModelFailed(model.config.id))
+            else:
+                self._replace(before, model)
+                if model.description is None or model.description.settings == model.config.fixed_settings():
+                    return
+            any_version = False
+
+    def _replace(self, before: Frontend | None, model: Model) -> None:
         logger.info("model %s is ready", model.config.id)
         self._make_room()
         if before is not None:

@@ -162,6 +162,8 @@ def test_what_belongs_to_one_conversation() -> None:
     named = [(b"x-conversation-id", b"7")]
     assert conversation_of("k", named, {"prompt": "a"}) == conversation_of("k", named, {"prompt": "b", "user": "u"})
     assert conversation_of("k", [], {"user": "u", "prompt": "a"}) == conversation_of("k", [], {"user": "u"})
+    unnamed = [(b"x-conversation-id", b"")]
+    assert conversation_of("k", unnamed, {"user": "", "messages": [SYSTEM, HI]}) == first
     assert conversation_of("k", [], [("prompt", "of a form")]) == conversation_of("k", [], {})
 
 

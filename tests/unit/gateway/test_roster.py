@@ -17,12 +17,17 @@ from serve_app.gateway.frontend import Frontend
 from serve_app.gateway.models import Models
 from serve_app.gateway.roster import Roster
 from serve_app.ray_seam import Deployed, Replicas
+from serve_app.replica.count import ReplicaRange
+from tests.unit.fleet.bed import until
 
 ASLEEP = Replicas(target=0)
 
 
 class Handle:
     """Plays Serve's."""
+
+    settings: dict[str, Any]
+    """What its replicas were started with."""
 
     def __init__(self, name: str, _: str = "") -> None:
         self.deployment_name = name
@@ -32,7 +37,8 @@ class Handle:
         return SimpleNamespace(remote=self._describe)
 
     async def _describe(self) -> Any:
-        return SimpleNamespace(settings=_Any())
+        await asyncio.sleep(0)
+        return SimpleNamespace(settings=Handle.settings)
 
     async def shutdown_async(self) -> None:
         return None
@@ -57,11 +63,14 @@ class Watch:
         self._look = on_look
         await asyncio.Event().wait()
 
-    def see(self, **deployed: tuple[str, Replicas]) -> None:
-        """By the name of its deployment, the id of each model and its replicas."""
+    def see(self, *, source: str = "acme/m", started: bool = True, **deployed: tuple[str, Replicas]) -> None:
+        """By the name of its deployment, the id of each model and its replicas, which run its settings if `started`."""
         found = {}
         for name, (model, replicas) in deployed.items():
-            settings = ModelConfig(id=model, source="acme/m", replicas={"min": 0, "max": 1}).model_dump(mode="json")
+            config = ModelConfig(id=model, source=source, replicas=ReplicaRange(min=0, max=1))
+            settings = config.model_dump(mode="json")
+            if started:
+                Handle.settings = config.fixed_settings()
             found[name] = Replicas(replicas.running, target=replicas.target, failed=replicas.failed, settings=settings)
         self.deployed = Deployed(found)
         self._look()
@@ -74,6 +83,8 @@ class Gateway:
         self.opens = asyncio.Event()
         self.broken = False
         self.capacities: list[int] = []
+        self.sources: list[str] = []
+        """Of the models for which a front end was made."""
         patch.setattr(roster, "DeploymentHandle", Handle)
         patch.setattr(models, "open_frontend", self._open)
         self.watch = Watch()
@@ -82,12 +93,17 @@ class Gateway:
         roster_of = Roster(self.models, watch, GatewayConfig(), Quarantine(1))
         self.running = asyncio.create_task(roster_of.run("127.0.0.1"))
 
-    async def _open(self, *_: Any, **__: Any) -> Frontend:
+    async def _open(self, model: ModelConfig, *_: Any, **__: Any) -> Frontend:
         await self.opens.wait()
-        if self.broken:
+        self.sources.append(model.source)
+        if self.broken or model.source == "broken":
             raise ValueError
         admission = SimpleNamespace(set_capacity=self.capacities.append)
-        return cast("Frontend", SimpleNamespace(seats=2, fleet=_Any(), admission=admission))
+        front = SimpleNamespace(seats=2, fleet=_Any(), admission=admission, retire=self._retire)
+        return cast("Frontend", front)
+
+    async def _retire(self, _: float | None) -> None:
+        return None
 
     async def waiting(self, number: int = 1) -> list["asyncio.Task[Any]"]:
         """Requests that wait for the front end of the only model."""
@@ -98,12 +114,6 @@ class Gateway:
 
 
 class _Any:
-    def __eq__(self, _: object) -> bool:
-        return True
-
-    def __hash__(self) -> int:
-        return 0
-
     def __getattr__(self, _: str) -> Any:
         return self
 
@@ -172,3 +182,21 @@ async def test_a_model_without_replicas_holds_more_requests_than_one_replica_com
     for replicas in (ASLEEP, Replicas(), Replicas(running=1), Replicas(running=3)):
         gateway.watch.see(first=("m", replicas))
     assert gateway.capacities[-4:] == [1002, 1002, 2, 6]
+
+
+@pytest.mark.parametrize("old", ["acme/old", "broken"])
+async def test_a_gateway_that_starts_amid_an_upgrade_opens_the_old_version_if_it_can_and_then_the_new(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, old: str
+) -> None:
+    monkeypatch.setattr(models, "CHANGED_POLL_S", 0)
+    gateway.opens.set()
+    gateway.watch.see(source=old, first=("m", Replicas(running=1)))
+    gateway.watch.see()
+    gateway.sources.clear()
+    gateway.watch.see(source="acme/new", started=False, first=("m", Replicas(running=1)))
+    await until(lambda: gateway.sources == [old], "the front end of the old version")
+    (model,) = gateway.models
+    assert (model.frontend is None, model.broken) == (old == "broken", False)
+    gateway.watch.see(source="acme/new", first=("m", Replicas(running=1)))
+    await until(lambda: gateway.sources == [old, "acme/new"], "the front end of the new version")
+    await until(lambda: model.frontend is not None, "its opening")
