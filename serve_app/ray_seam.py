@@ -4,8 +4,10 @@
 tests/unit/test_ray_contract.py fails when a pinned version changes these names.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from logging.handlers import MemoryHandler
 from typing import Any
 
 import ray
@@ -15,7 +17,7 @@ from ray._private import worker as ray_worker
 from ray.serve._private import replica as serve_replica
 from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.config import DeploymentConfig
-from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY, SERVE_NAMESPACE
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY, SERVE_LOGGER_NAME, SERVE_NAMESPACE
 from ray.serve.context import _get_global_client
 from ray.serve.deployment import Deployment
 
@@ -66,6 +68,20 @@ def _add_port_of_node(server: Any, _everywhere: str) -> int:
     host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     address = f"[{host}]:0" if ":" in host else f"{host}:0"
     return int(add_port_to_grpc_server(server, address))  # type: ignore[no-untyped-call]
+
+
+def keep_log() -> None:
+    """Have Serve's log go on after `logging.config.dictConfig`, and show its lines at once; for the same constructors.
+
+    vLLM calls that with each configuration it makes, and it closes all handlers. A closed memory handler keeps all
+    records for ever and writes none, and a controller that comes back takes a replica that has one for failed
+    (ray/serve/_private/logging_utils.py, `get_component_logger_file_path`). On its fast path Serve would also keep
+    up to a thousand lines back.
+    """
+    for handler in logging.getLogger(SERVE_LOGGER_NAME).handlers:
+        if isinstance(handler, MemoryHandler):
+            handler.close = handler.flush  # type: ignore[method-assign]
+            handler.flushLevel = logging.NOTSET
 
 
 def on_stop(called: Callable[[], None], leaving: Callable[[], bool]) -> None:

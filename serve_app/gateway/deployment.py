@@ -33,7 +33,7 @@ from serve_app.gateway.policy.check import Policy
 from serve_app.gateway.roster import Roster
 from serve_app.ledger.usage import UsageReports
 from serve_app.ledger.writer import Ledger, open_ledger
-from serve_app.ray_seam import listen_on_node_address
+from serve_app.ray_seam import keep_log, listen_on_node_address
 
 logger = logging.getLogger("ray.serve")
 
@@ -58,6 +58,7 @@ class Gateway:
         board: the quarantine board that several gateways share.
         """
         listen_on_node_address()
+        keep_log()
         watch = FleetWatch()
         self._quarantine, self._board = Quarantine(config.failover.refuse_s), board
         self._models = Models(list(map(Model, models, replicas)), aliases, watch)

@@ -146,6 +146,7 @@ class Roster:
         """Let each model run as much as its replicas can compute, as this gateway's share of it."""
         for model in self._models:
             if model.frontend is not None:
+                model.frontend.check()
                 running = self._models.replicas(model).running
                 model.frontend.fleet.budget.set_replicas(running, self._config.replicas)
                 capacity = -(-running * model.frontend.seats // self._config.replicas)

@@ -142,7 +142,7 @@ class Ticket:
             await asyncio.Event().wait()
             raise
         self.entries.append(entry)
-        entry.on_error = lambda: self.refuse(UpstreamFailed())
+        entry.on_error = lambda: self._give_up(entry)
         entry.on_refused = lambda: self.refuse(UpstreamFailed(NO_RETRY) if entry.replicas else RequestRefused())
         if slot is not None:
             # The wait for a replica says nothing of how long an answer takes.
@@ -160,6 +160,12 @@ class Ticket:
         self.refusal = self.refusal or error
         if self.on_refusal is not None:
             self.on_refusal(error)
+
+    def _give_up(self, entry: Entry) -> None:
+        if entry.request.pooling_params is not None:  # vLLM would answer with an empty vector
+            self.refuse(UpstreamFailed())
+        else:  # and here it says that it failed, once it has passed on what there is
+            self.refusal = self.refusal or UpstreamFailed()
 
     def close(self) -> None:
         """The request has ended: give back what its requests to the engine core have not given back themselves."""

@@ -15,7 +15,7 @@ from serve_app.fleet.channel import BEAT_S, Sink, SinkGone, TokenSender
 from serve_app.fleet.resume import EngineTraits
 from serve_app.fleet.scaling import ReplicaLoad
 from serve_app.fleet.suspicion import Suspicion
-from serve_app.ray_seam import listen_on_node_address, on_sigterm, on_stop
+from serve_app.ray_seam import keep_log, listen_on_node_address, on_sigterm, on_stop
 from serve_app.replica.engine import Engine, engine_traits, load_adapters, start_engine
 from serve_app.replica.engine_watch import EngineWatch
 from serve_app.replica.gate import Gate
@@ -65,6 +65,7 @@ class Replica:
 
     def __init__(self, model: ModelConfig) -> None:
         listen_on_node_address()
+        keep_log()
         protect_children()
         self._settings = model.fixed_settings()
         self._adapters = model.adapters

@@ -1,7 +1,12 @@
 """The private names of Ray Serve that the service stands on; a changed pin must fail here first."""
 
 import inspect
+import logging
+from collections.abc import Iterator
 from importlib.metadata import version
+from logging.config import dictConfig
+from logging.handlers import MemoryHandler
+from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
@@ -16,9 +21,13 @@ from ray.serve._private.client import ServeControllerClient
 from ray.serve._private.common import DeploymentID, ReplicaID, RequestMetadata
 from ray.serve._private.deploy_utils import deploy_args_to_deployment_info, get_deploy_args
 from ray.serve._private.http_util import RequestIdMiddleware, configure_http_middlewares
-from ray.serve._private.logging_utils import access_log_msg
+from ray.serve._private.logging_utils import (
+    access_log_msg,
+    configure_component_logger,
+    get_component_logger_file_path,
+)
 from ray.serve._private.request_router import replica_wrapper
-from ray.serve.schema import ApplicationDetails, DeploymentDetails, DeploymentSchema, ReplicaDetails
+from ray.serve.schema import ApplicationDetails, DeploymentDetails, DeploymentSchema, LoggingConfig, ReplicaDetails
 
 from serve_app import ray_seam
 from serve_app.gateway.edge import REQUEST_ID
@@ -49,6 +58,33 @@ def test_serve_binds_its_server_after_the_constructor_and_tells_callers_the_node
     assert 0 < initialize.index("initialize_callable()") < initialize.index("_on_initialized()")
     assert "ray.util.get_node_ip_address()" in inspect.getsource(replica)
     assert 'f"{self._replica_info.node_ip}:{self._replica_info.port}"' in inspect.getsource(replica_wrapper)
+
+
+@pytest.fixture
+def serve_log(tmp_path: Path) -> Iterator[logging.Logger]:
+    """Serve's logger as a replica has it on the fast path, which writes to the only file of `tmp_path`."""
+    logger = logging.getLogger(constants.SERVE_LOGGER_NAME)
+    before, logger.handlers = logger.handlers, []
+    settings = LoggingConfig(logs_dir=str(tmp_path))
+    configure_component_logger(
+        component_name="m", component_id="1", logging_config=settings, max_bytes=0, backup_count=0, buffer_size=1000
+    )
+    yield logger
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers = before
+
+
+def test_serves_log_goes_on_after_vllm_has_configured_logging(serve_log: logging.Logger, tmp_path: Path) -> None:
+    ray_seam.keep_log()
+    for message in ("one", "two"):
+        serve_log.info(message)
+        (file,) = tmp_path.iterdir()
+        assert file.read_text().rstrip().endswith(f" -- {message}")
+        dictConfig({"version": 1, "disable_existing_loggers": False})
+    (handler,) = (each for each in serve_log.handlers if isinstance(each, MemoryHandler))
+    assert isinstance(handler.target, logging.FileHandler)  # which Serve asks for its file
+    assert "handler.target.baseFilename" in inspect.getsource(get_component_logger_file_path)
 
 
 @pytest.mark.parametrize("node", ["127.0.0.1", "::1"])

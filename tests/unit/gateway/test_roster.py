@@ -99,7 +99,7 @@ class Gateway:
         if self.broken or model.source == "broken":
             raise ValueError
         admission = SimpleNamespace(set_capacity=self.capacities.append)
-        front = SimpleNamespace(seats=2, fleet=_Any(), admission=admission, retire=self._retire)
+        front = SimpleNamespace(seats=2, fleet=_Any(), admission=admission, retire=self._retire, check=lambda: None)
         return cast("Frontend", front)
 
     async def _retire(self, _: float | None) -> None:
