@@ -51,6 +51,8 @@ class ReplicaCall:
             loss, error_name = Loss.DROPPED, "cancelled there"
         except Exception as error:  # the boundary to Serve: whatever failed, the other requests go on
             loss, error_name = classify(error), type(error).__name__
+            if loss is Loss.DEATH:
+                hint.not_taken(hint.replica)
             if loss is Loss.FAILED:
                 logger.exception("request %s failed in the replica", request.request_id)
         finally:

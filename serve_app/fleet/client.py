@@ -14,6 +14,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.fleet.adapters import adapter_number
 from serve_app.fleet.budget import MoveBudget
 from serve_app.fleet.call import ReplicaCall
 from serve_app.fleet.channel import TokenReceiver
@@ -80,11 +81,9 @@ class FleetClient(EngineCoreClient):
         self.resources = SimpleNamespace(engine_dead=False)
         self.journal = Journal()
         self.budget, self._max_moves = MoveBudget(failover.tokens_per_s), failover.max_moves
-        self._tasks, self._engine = tasks, engine
-        self._deployment, self._admit = deployment, admit
+        self._tasks, self._engine, self._deployment, self._admit = tasks, engine, deployment, admit
         self._suspects, self._restart_output = Suspects(model, quarantine), restart_output
-        self._receiver = TokenReceiver(host)
-        self._outbox, self._load = Outbox(), FleetLoad()
+        self._receiver, self._outbox, self._load = TokenReceiver(host), Outbox(), FleetLoad()
         self._unread: dict[str, Entry] = {}  # what the front end has neither read to the end nor given up
         self._attempts: set[asyncio.Task[None]] = set()
         by_plan, can_move = partial(self._move, loss=Loss.PLANNED), lambda entry: decide(entry, engine) is not Move.FAIL
@@ -130,7 +129,8 @@ class FleetClient(EngineCoreClient):
         return step
 
     async def add_lora_async(self, lora_request: LoRARequest) -> bool:
-        """Nothing to load yet: each replica loads an adapter with the first request for it, which says where it is."""
+        """Nothing to load: replicas have their adapters. Requests for this one get its number."""
+        lora_request.lora_int_id = adapter_number(lora_request.lora_name)
         return True
 
     async def reset_mm_cache_async(self) -> None:
