@@ -40,8 +40,9 @@ def read_services(path: Path) -> list[ServiceConfig]:
         raise ConfigError(f"{path}: no such file") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML") from error
-    applications = document.get("applications", []) if isinstance(document, dict) else []
-    ours = [app for app in applications if app.get("import_path") == IMPORT_PATH]
+    applications = document.get("applications") if isinstance(document, dict) else None
+    listed = applications if isinstance(applications, list) else []
+    ours = [app for app in listed if isinstance(app, dict) and app.get("import_path") == IMPORT_PATH]
     if not ours:
         raise ConfigError(f"{path}: no application imports {IMPORT_PATH}")
     try:

@@ -1,6 +1,7 @@
 """The service's settings: one closed model for `args:` in serve_config.yaml, and one for each model file."""
 
 import importlib.metadata
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ DEMO_SOURCE = "demo"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NOT_IN_ID = r"[^\w./:-]+"
 LONGEST_ID = 128
+VLLM_LORA_RANK = 16  # unless `max_lora_rank` says otherwise
 
 # Settings of a model that change without a restart of its replicas.
 LIVE_SETTINGS = frozenset({"fallback", "max_ongoing_requests", "replicas"})
@@ -179,8 +181,20 @@ def check_source(model: ModelConfig) -> None:
     if is_path and not (source / "config.json").is_file():
         raise ConfigError(f"model {model.id}: no model in directory {model.source}")
     for name, folder in model.adapters.items():
-        if not (Path(folder).expanduser() / "adapter_config.json").is_file():
-            raise ConfigError(f"model {model.id}: adapters: {name}: no adapter in directory {folder}")
+        file, where = Path(folder).expanduser() / "adapter_config.json", f"model {model.id}: adapters: {name}"
+        if not file.is_file():
+            raise ConfigError(f"{where}: no adapter in directory {folder}")
+        most = model.vllm_args.get("max_lora_rank", VLLM_LORA_RANK)
+        if (rank := _lora_rank(file, where)) > most:
+            raise ConfigError(f"{where}: its rank is {rank}: set vllm_args: max_lora_rank, which is {most}")
+
+
+def _lora_rank(file: Path, where: str) -> int:
+    try:
+        config = json.loads(file.read_text())
+        return int(max([config.get("r", 0), *(config.get("rank_pattern") or {}).values()]))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{where}: {file} cannot be read") from error
 
 
 def _read_model(file: Path) -> ModelConfig:

@@ -28,6 +28,8 @@ class Replicas:
 
     running: int = 0
     """Those that answer."""
+    since: float = 0.0
+    """When the first of them was seen, after there was none; seconds of the monotonic clock."""
     target: int = 1
     """How many Serve wants to be running now."""
     failed: bool = False
@@ -130,7 +132,10 @@ def behind_haproxy() -> bool:
 
 
 def deployed(application: str) -> Deployed | None:
-    """What the controller says of an application; None while it builds it anew. Blocks for one call to it."""
+    """What the controller says of an application; None while it builds it anew, and once that has failed.
+
+    Blocks for one call to it.
+    """
     details = _client().get_serve_details()["applications"].get(application, {})
     if not details.get("deployments"):
         return None
@@ -138,11 +143,22 @@ def deployed(application: str) -> Deployed | None:
     return Deployed(deployments, (details.get("deployed_app_config") or {}).get("args"))
 
 
+def running(application: str) -> dict[str, frozenset[str]]:
+    """The ids of the replicas that answer, by deployment, whatever becomes of the application. Blocks as `deployed`."""
+    found = ray.get(_client()._controller._all_running_replicas.remote())
+    return {
+        deployment.name: frozenset(each.replica_id.unique_id for each in replicas)
+        for deployment, replicas in found.items()
+        if deployment.app_name == application
+    }
+
+
 def _replicas(deployment: dict[str, Any]) -> Replicas:
     return Replicas(
         running=sum(replica["state"] == "RUNNING" for replica in deployment["replicas"]),
         target=deployment["target_num_replicas"],
-        failed=deployment["status"] == "DEPLOY_FAILED",
+        # The second is what becomes of a model that Serve starts replicas of because there are requests.
+        failed=deployment["status"] == "DEPLOY_FAILED" or deployment["status_trigger"] == "REPLICA_STARTUP_FAILED",
         ids=frozenset(each["replica_id"] for each in deployment["replicas"] if each["state"] == "RUNNING"),
         settings=deployment["deployment_config"].get("user_config"),
     )

@@ -28,6 +28,11 @@ class MoveBudget:
         self._refill()
         self._rate = self._each * max(replicas, 1) / gateways
 
+    def is_spent(self) -> bool:
+        """Whether who comes now has to wait."""
+        self._refill()
+        return self._each > 0 and (self._turn.locked() or self._level <= 0)
+
     async def take(self, tokens: int) -> None:
         """Wait until `tokens` may be computed again; how many they are delays those that come after."""
         if not self._each:

@@ -33,12 +33,12 @@ class ReplicaCall:
     async def __call__(self, entry: Entry) -> Loss | None:
         """Have a replica work on the present attempt until it ends; None: the whole request has ended."""
         request = entry.attempt_request()
-        frames = [bytes(frame) for frame in self._encoder.encode(request)]  # type: ignore[arg-type]
         if not entry.suspicion:  # of one under suspicion the replica says when its turn has come
             entry.begin()
         hint = self._balancer.hint(request)
-        call = self._generate.remote(self._sink, request.request_id, frames, entry.suspicion.value, hint=hint)
         try:
+            frames = [bytes(frame) for frame in self._encoder.encode(request)]  # type: ignore[arg-type]
+            call = self._generate.remote(self._sink, request.request_id, frames, entry.suspicion.value, hint=hint)
             await call
             if not await _finished(entry, SETTLE_S):
                 return Loss.DROPPED
@@ -51,6 +51,8 @@ class ReplicaCall:
             loss, error_name = Loss.DROPPED, "cancelled there"
         except Exception as error:  # the boundary to Serve: whatever failed, the other requests go on
             loss, error_name = classify(error), type(error).__name__
+            if loss is Loss.DEATH:
+                hint.not_taken(hint.replica)
             if loss is Loss.FAILED:
                 logger.exception("request %s failed in the replica", request.request_id)
         finally:

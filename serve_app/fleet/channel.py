@@ -55,7 +55,8 @@ class Header(msgspec.Struct, array_like=True, gc=False):
     taken: list[str] = []
     """Request ids, marked with the attempt, that this replica carries from now on."""
     leaving_s: float | None = None
-    """Seconds until this replica is gone: what it carries should move. None: it may stay."""
+    """Seconds until this replica is gone, which takes nothing new: what it carries should move. Infinity: not yet.
+    None: it stays."""
 
 
 class SinkGone(Exception):

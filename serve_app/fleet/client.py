@@ -14,6 +14,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.fleet.adapters import adapter_number
 from serve_app.fleet.budget import MoveBudget
 from serve_app.fleet.call import ReplicaCall
 from serve_app.fleet.channel import TokenReceiver
@@ -80,19 +81,22 @@ class FleetClient(EngineCoreClient):
         self.resources = SimpleNamespace(engine_dead=False)
         self.journal = Journal()
         self.budget, self._max_moves = MoveBudget(failover.tokens_per_s), failover.max_moves
-        self._tasks, self._engine = tasks, engine
-        self._deployment, self._admit = deployment, admit
+        self._tasks, self._engine, self._deployment, self._admit = tasks, engine, deployment, admit
         self._suspects, self._restart_output = Suspects(model, quarantine), restart_output
-        self._receiver = TokenReceiver(host)
-        self._outbox, self._load = Outbox(), FleetLoad()
+        self._receiver, self._outbox, self._load = TokenReceiver(host), Outbox(), FleetLoad()
         self._unread: dict[str, Entry] = {}  # what the front end has neither read to the end nor given up
         self._attempts: set[asyncio.Task[None]] = set()
         by_plan, can_move = partial(self._move, loss=Loss.PLANNED), lambda entry: decide(entry, engine) is not Move.FAIL
-        self._peers = Peers(self.journal, deployment, limits, can_move=can_move, move=by_plan, lost=self._move)
+        watched = self.journal, deployment, limits, self.budget
+        self._peers = Peers(*watched, can_move=can_move, move=by_plan, lost=self._move)
         self._balancer = Balancer(self._peers.suspects)
         self._call = ReplicaCall(replicas, self._receiver.sink, self._balancer)
-        self._reader = asyncio.create_task(self._read())
-        self._overseer = asyncio.create_task(self._peers.run())
+        self._hearing = asyncio.create_task(self._peers.run(self._read()))
+
+    def check(self) -> None:
+        """Raise what has ended the reading of tokens."""
+        if self._hearing.done():
+            self._hearing.result()
 
     async def get_supported_tasks_async(self) -> tuple[SupportedTask, ...]:
         return self._tasks
@@ -111,8 +115,7 @@ class FleetClient(EngineCoreClient):
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
             self._unread.pop(request_id, None)
-            entry = self.journal.close(request_id)
-            if entry is not None and entry.task is not None:
+            if (entry := self.journal.close(request_id)) is not None and entry.task is not None:
                 entry.task.cancel()
 
     async def get_output_async(self) -> EngineCoreOutputs:
@@ -126,7 +129,8 @@ class FleetClient(EngineCoreClient):
         return step
 
     async def add_lora_async(self, lora_request: LoRARequest) -> bool:
-        """Nothing to load yet: each replica loads an adapter with the first request for it, which says where it is."""
+        """Nothing to load: replicas have their adapters. Requests for this one get its number."""
+        lora_request.lora_int_id = adapter_number(lora_request.lora_name)
         return True
 
     async def reset_mm_cache_async(self) -> None:
@@ -137,7 +141,7 @@ class FleetClient(EngineCoreClient):
 
     def shutdown(self, timeout: float | None = None) -> None:
         self.resources.engine_dead = True
-        for task in (self._reader, self._overseer, *self._attempts):
+        for task in (self._hearing, *self._attempts):
             task.cancel()
         self._receiver.close()
 
@@ -179,8 +183,7 @@ class FleetClient(EngineCoreClient):
         """
         if not self.journal.holds(entry):
             return
-        planned = loss is Loss.PLANNED
-        step = decide(entry, self._engine)
+        planned, step = loss is Loss.PLANNED, decide(entry, self._engine)
         if planned and step is Move.FAIL:
             return
         if entry.task is not None and entry.task is not asyncio.current_task():
@@ -210,13 +213,11 @@ class FleetClient(EngineCoreClient):
 
     def _end(self, entry: Entry, finish_reason: FinishReason, stop_reason: int | None = None) -> None:
         """End a request in place of a replica."""
-        request_id = entry.request.request_id
         if self.journal.holds(entry):
-            self.journal.close(request_id)
+            self.journal.close(entry.request.request_id)
             self._outbox.put_end(entry.request, finish_reason, stop_reason)
-            pooled = entry.request.pooling_params is not None
-            if pooled and finish_reason is FinishReason.ERROR and entry.on_error is not None:
-                entry.on_error()  # vLLM would answer with an empty vector
+            if finish_reason is FinishReason.ERROR and entry.on_error is not None:
+                entry.on_error()
 
     async def _read(self) -> None:
         while True:
@@ -235,8 +236,7 @@ class FleetClient(EngineCoreClient):
 
     def _accept(self, output: EngineCoreOutput, offset: int) -> bool:
         """Write an output into the journal; False if its attempt was given up or its client has left."""
-        entry = self.journal.entry_of(output)
-        if entry is None:
+        if (entry := self.journal.entry_of(output)) is None:
             return False
         try:
             self.journal.record(entry, output, offset)

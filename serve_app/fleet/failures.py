@@ -18,7 +18,12 @@ from ray.exceptions import (
     RayTaskError,
     TaskCancelledError,
 )
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    ReplicaUnavailableError,
+)
 
 from serve_app.fleet.channel import SinkGone
 from serve_app.vllm_seam import EngineDeadError
@@ -45,6 +50,9 @@ DROPPED = (SinkGone, TaskCancelledError)
 LOST_CONNECTIONS = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL})
 # The service's own trouble with Ray, which no other replica would mend.
 OURS = (AuthenticationError, ObjectStoreFullError, OutOfDiskError)
+
+# What a call to an actor of the service's own raises when it cannot be reached.
+UNREACHABLE: tuple[type[Exception], ...] = (RayError, RayServeException, grpc.aio.AioRpcError, OSError)
 
 
 def classify(error: BaseException) -> Loss:  # noqa: PLR0911 - a table reads worse

@@ -77,8 +77,9 @@ class Entry:
         self.finish_reason: FinishReason | None = None
         """As the front end has read it; None while it runs, and when the request was given up."""
         self.on_first_token: Callable[[], None] | None = None
+        """Called with the first token, if that came without a move: otherwise its time is not a usual one."""
         self.on_error: Callable[[], None] | None = None
-        """Called if it is given up, where vLLM has no way to say so."""
+        """Called if it is given up: vLLM does not tell that from its own failures, or not at all."""
         self.on_close: Callable[[], None] | None = None
         """Called once, when the request needs no replica any more."""
         self.on_refused: Callable[[], None] | None = None
@@ -113,18 +114,25 @@ class Entry:
         else:
             self.dispatched_at = time.monotonic()
 
+    def take(self, replica: str) -> None:
+        """A replica has got the present attempt, which may have waited long for one to start."""
+        self.carrier = replica
+        if self.begun:
+            self.begin()
+
     def next_attempt(self) -> None:
         """Give up the present attempt: what it still sends is dropped."""
         self.attempt += 1
         self.base = len(self.tokens)
         self.carrier = None
         self.begun, self.held = False, True
+        self.on_first_token = None
 
     def forget(self) -> None:
         """Forget the answer so far, of which nobody has been told."""
         self.tokens.clear()
         self.read = self.cached_tokens = 0
-        self.first_token_at = self.last_token_at = self.on_first_token = None
+        self.first_token_at = self.last_token_at = None
 
     def attempt_request(self) -> EngineCoreRequest:
         """The request as this attempt sends it: delivered tokens are prompt, and count against the limits.

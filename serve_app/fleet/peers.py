@@ -7,12 +7,14 @@ requests go on elsewhere, and it is killed, so that Serve starts another.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ray.exceptions import RayError
 
+from serve_app.fleet.budget import MoveBudget
 from serve_app.fleet.channel import BEAT_S, Header
 from serve_app.fleet.journal import Entry, Journal
 
@@ -20,6 +22,8 @@ logger = logging.getLogger("ray.serve")
 
 # A gateway that was stopped for so long has itself been given up by the replicas, and must not blame them.
 LATE_S = 5.0
+# What such a gateway hears at first was sent before, perhaps by a replica that has stopped talking to it.
+BACKLOG_S = 2.0
 # A replica that has missed so many signs of life gets no new requests until it is heard of again.
 SUSPECT_S = 3 * BEAT_S
 # All streams have moved so long before their replica is gone.
@@ -68,12 +72,14 @@ class Peers:
         journal: Journal,
         deployment: Deployment,
         limits: Limits,
+        budget: MoveBudget,
         *,
         can_move: Callable[[Entry], bool],
         move: Callable[[Entry], None],
         lost: Callable[[Entry], None],
     ) -> None:
         """Args:
+        budget: that moves have to wait for.
         can_move: whether a request could go on elsewhere.
         move: takes a request off a replica that is being stopped.
         lost: takes one off a replica that is gone.
@@ -84,10 +90,12 @@ class Peers:
         self._can_move = can_move
         self._move = move
         self._lost = lost
+        self._budget = budget
+        self._doubtful_s = 0.0
         self.suspects: set[str] = set()
         """Replicas that should get no request now: they are being stopped, or are silent."""
         self._peers: dict[str, _Peer] = {}
-        self._kills: set[asyncio.Task[None]] = set()
+        self._kills: dict[str, asyncio.Task[None]] = {}
 
     def heard(self, header: Header) -> None:
         """Take note of a message's header."""
@@ -100,7 +108,7 @@ class Peers:
             self.suspects.add(header.replica)
         for attempt in header.taken:
             if (entry := self._journal.entry_at(attempt)) is not None:
-                entry.carrier = header.replica
+                entry.take(header.replica)
 
     def forget(self, replica: str | None) -> None:
         """Expect no more of a replica: it is gone, or has given this gateway up. None: which one is not known."""
@@ -108,14 +116,20 @@ class Peers:
             self._peers.pop(replica, None)
             self.suspects.discard(replica)
 
-    async def run(self) -> None:
-        """Watch for ever."""
+    async def run(self, reading: Coroutine[Any, Any, None]) -> None:
+        """Watch for ever, as long as what the replicas send is read: otherwise all of them would seem silent."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(reading)
+            tasks.create_task(self._watch())
+
+    async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         last = loop.time()
         while True:
             await asyncio.sleep(BEAT_S)
             elapsed_s, last = loop.time() - last, loop.time()
-            if elapsed_s > LATE_S:
+            self._doubtful_s = BACKLOG_S if elapsed_s > LATE_S else max(0.0, self._doubtful_s - elapsed_s)
+            if self._doubtful_s:
                 self._peers.clear()
                 self.suspects.clear()
             # Only time in which a message would have been noticed counts as silence.
@@ -128,7 +142,7 @@ class Peers:
                 self.suspects.add(name)
             if 0 < self._limits.silent_s <= peer.silent_s:
                 self._give_up(name)
-            elif peer.leaving_s is not None:
+            elif peer.leaving_s is not None and peer.leaving_s < math.inf:
                 self._move_some(name, peer, peer.leaving_s, elapsed_s)
 
     def _carried_by(self, replica: str) -> list[Entry]:
@@ -136,9 +150,9 @@ class Peers:
 
     def _give_up(self, replica: str) -> None:
         self._peers[replica].silent_s = 0.0  # until the process is no more, it is killed again
-        task = asyncio.create_task(self._kill(replica))
-        self._kills.add(task)
-        task.add_done_callback(self._kills.discard)
+        if replica not in self._kills:  # while Ray does not answer, each holds a thread
+            self._kills[replica] = asyncio.create_task(self._kill(replica))
+            self._kills[replica].add_done_callback(lambda _: self._kills.pop(replica))
         for entry in self._carried_by(replica):
             self._lost(entry)
 
@@ -159,6 +173,8 @@ class Peers:
         if not set(self._deployment.running()) - leaving:
             self._deployment.wake()  # nobody can take them: they run on where they are
             return
+        if leaving_s > 2 * MARGIN_S and self._budget.is_spent():
+            return  # here they go on meanwhile
         movable = [entry for entry in self._carried_by(replica) if self._can_move(entry)]
         peer.due += elapsed_s * max(self._limits.moves_per_s, len(movable) / max(leaving_s - MARGIN_S, elapsed_s))
         moving, peer.due = movable[: int(peer.due)], peer.due % 1

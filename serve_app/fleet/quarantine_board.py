@@ -13,10 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-
-from serve_app.fleet.failures import is_cancelled_here
+from serve_app.fleet.failures import UNREACHABLE, is_cancelled_here
 from serve_app.fleet.quarantine import Finding, Quarantine
 from serve_app.ray_seam import listen_on_node_address
 
@@ -114,7 +111,7 @@ async def _tried(answer: Awaitable[Any]) -> Any:
     except asyncio.CancelledError:
         if is_cancelled_here():
             raise
-    except (RayError, RayServeException, OSError) as error:
+    except UNREACHABLE as error:
         logger.warning("the quarantine board does not answer: %s", type(error).__name__)
     await asyncio.sleep(RETRY_S)
     return None

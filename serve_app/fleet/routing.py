@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from types import NoneType
+from typing import Any
 
 from serve_app.fleet.prefix import SharedPrefixes, block_hashes
 from serve_app.vllm_seam import EngineCoreRequest
@@ -22,6 +23,8 @@ NEWEST = 0.1
 USUAL_OUTPUT, USUAL_COST = 256.0, 512.0  # tokens, until some have been seen
 # What a replica has said of its load counts for so long: one that has nothing to do says nothing.
 FRESH_S = 2.0
+# One that has not taken a request is asked for no other meanwhile: Serve may list it for seconds after its end.
+AWAY_S = 1.0
 
 
 def rank(loads: Mapping[str, float], cost: float, key: bytes | None, request_id: str) -> list[str]:
@@ -59,6 +62,8 @@ class Hint:
         """Tokens: the prompt's, and those expected of the answer."""
         self.replica: str | None = None
         self.over = False
+        self.offer: Any = None
+        """Serve's future of the replica that is to take it."""
         self._balancer = balancer
 
     def order(self, replicas: Sequence[str]) -> list[str]:
@@ -68,6 +73,11 @@ class Hint:
     def sent(self, replica: str) -> None:
         """This replica has taken it."""
         self._balancer.place(self, replica)
+
+    def not_taken(self, replica: str | None) -> None:
+        """This replica has refused it, or has died of it or before it came: the router should look elsewhere."""
+        if replica is not None:
+            self._balancer.avoid(replica)
 
     def end(self) -> None:
         """The attempt has ended, however: no replica is counted as having it any more."""
@@ -90,6 +100,7 @@ class Balancer:
         self._tokens: defaultdict[str, float] = defaultdict(float)
         self._requests: defaultdict[str, int] = defaultdict(int)
         self._reported: dict[str, tuple[float, float]] = {}
+        self._away: dict[str, float] = {}
         self._usual_output, self._usual_cost = USUAL_OUTPUT, USUAL_COST
         self._lock = threading.Lock()
 
@@ -107,7 +118,9 @@ class Balancer:
     def order(self, hint: Hint, replicas: Sequence[str]) -> list[str]:
         with self._lock:
             self._place(hint, None)
-            loads = {replica: self._load(replica) for replica in replicas if replica not in self._suspects}
+            now = time.monotonic()
+            away = self._suspects | {replica for replica, until in self._away.items() if until > now}
+            loads = {replica: self._load(replica) for replica in replicas if replica not in away}
             ranked = rank(loads, hint.cost, hint.key, hint.request_id)
             self._place(hint, ranked[0] if ranked else None)
         return ranked
@@ -122,6 +135,12 @@ class Balancer:
             self._place(hint, None)
             hint.over = True
 
+    def avoid(self, replica: str) -> None:
+        """Choose others for a moment."""
+        with self._lock:
+            now = time.monotonic()
+            self._away = {name: until for name, until in self._away.items() if until > now} | {replica: now + AWAY_S}
+
     def learn(self, output: int) -> None:
         """Note how many tokens an answer had."""
         self._usual_output += NEWEST * (output - self._usual_output)
@@ -129,8 +148,11 @@ class Balancer:
     def report(self, replica: str, requests: int) -> None:
         """Note how many requests a replica says that it has; those of other gateways count as usual ones."""
         with self._lock:
+            now = time.monotonic()
+            if replica not in self._reported:  # others may have gone
+                self._reported = {name: each for name, each in self._reported.items() if each[1] > now}
             others = max(0, requests - self._requests.get(replica, 0))
-            self._reported[replica] = (others * self._usual_cost, time.monotonic() + FRESH_S)
+            self._reported[replica] = (others * self._usual_cost, now + FRESH_S)
 
     def _load(self, replica: str) -> float:
         others, until = self._reported.get(replica, (0.0, 0.0))

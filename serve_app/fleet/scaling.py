@@ -30,7 +30,7 @@ class LoadPolicy:
 
     def __init__(self, ongoing: float | None, kv_cache_usage: float) -> None:
         """Args:
-        ongoing: requests that a replica should have; None: a share of its seats.
+        ongoing: requests that a replica should have, a share of its seats at most; None: that share.
         kv_cache_usage: share of the KV cache that a replica should use.
         """
         self._ongoing = ongoing
@@ -40,7 +40,10 @@ class LoadPolicy:
         loads = _loads(context.aggregated_metrics or {})
         if not loads:  # none runs, or none has reported yet
             return context.target_num_replicas, {}
-        ongoing = self._ongoing or FULL * sum(load.seats for load in loads) / len(loads)
+        # Gateways let in no more than there are seats: a higher target would never be reached.
+        ongoing = FULL * sum(load.seats for load in loads) / len(loads)
+        if self._ongoing is not None:
+            ongoing = min(ongoing, self._ongoing)
         by_requests = context.total_num_requests / ongoing
         by_engines = self._by_engines(loads) * context.current_num_replicas
         return max(by_requests, by_engines), {}

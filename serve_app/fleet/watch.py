@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 
 import ray
@@ -34,21 +36,22 @@ class State(StrEnum):
 class FleetWatch:
     """Asks Serve's controller for the deployments of this application and their replicas.
 
-    While the controller cannot be reached, or builds the application anew, the last answer stands: running replicas
-    need neither.
+    While the controller cannot be reached the last answer stands: running replicas do not need it. While it builds the
+    application anew, and where that has failed, what was deployed last stands, whose replicas come and go all the same.
     """
 
     def __init__(self) -> None:
         self.gpu_available = False
         self.application = serve.get_replica_context().app_name
         self.deployed: Deployed | None = None
-        """None: it has not answered yet."""
+        """What was deployed last; None: that is not known yet."""
+        self._replicas: dict[str, Replicas] = {}
         self._woken = asyncio.Event()
         self.looked = asyncio.Event()
         """Set after the first look."""
 
     def __getitem__(self, deployment: str) -> Replicas:
-        return self.deployed.deployments.get(deployment, Replicas()) if self.deployed else Replicas()
+        return self._replicas.get(deployment, Replicas())
 
     def of(self, deployment: str) -> "Watched":
         return Watched(self, self.application, deployment)
@@ -67,13 +70,21 @@ class FleetWatch:
                 logger.warning("Serve's controller does not answer: %s", type(error).__name__)
             self.looked.set()
             on_look()
-            calm = self.deployed and all(each.running >= each.target for each in self.deployed.deployments.values())
+            calm = self._replicas and all(each.running >= each.target for each in self._replicas.values())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), CALM_POLL_S if calm else LOADING_POLL_S)
 
     def _poll(self) -> None:
         self.gpu_available = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
-        self.deployed = ray_seam.deployed(self.application) or self.deployed
+        if (deployed := ray_seam.deployed(self.application)) is not None:
+            self.deployed, seen = deployed, deployed.deployments
+        else:
+            alive = ray_seam.running(self.application)
+            ids = {name: alive.get(name, frozenset[str]()) for name in (*self._replicas, *alive)}
+            seen = {name: replace(self[name], running=len(each), ids=each) for name, each in ids.items()}
+        now = time.monotonic()
+        since = {name: self[name].since if self[name].running else now for name in seen}
+        self._replicas = {name: replace(each, since=since[name]) for name, each in seen.items()}
 
 
 class Watched:

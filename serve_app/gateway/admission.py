@@ -49,8 +49,9 @@ class Slot:
     _entered: float
     _left: bool = False
 
-    def first_token(self) -> None:
-        """Note the first token: the usual time to it is kept free before a client's deadline."""
+    def first_token(self, since: float = 0.0) -> None:
+        """Note the first token, that could be computed `since`: the usual time to it is kept free before a deadline."""
+        self._entered = max(self._entered, since)
         self._admission.note_prefill(self._entered)
 
     def leave(self, tokens: int | None = None) -> None:

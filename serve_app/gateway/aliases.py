@@ -88,10 +88,10 @@ def conversation_of(key_id: str, headers: Headers, fields: Any) -> bytes:
     first message of its user.
     """
     body = fields if isinstance(fields, dict) else {}
-    said = dict(headers).get(CONVERSATION_HEADER)
+    said = dict(headers).get(CONVERSATION_HEADER, b"").decode("latin-1")
     user = body.get("user")
-    if said is not None or isinstance(user, str):
-        return msgspec.json.encode([key_id, user if said is None else said.decode("latin-1")])
+    if name := said or (user if isinstance(user, str) else ""):
+        return msgspec.json.encode([key_id, name])
     turns = next((body[name] for name in ("messages", "input", "prompt") if name in body), None)
     return msgspec.json.encode([key_id, body.get("system"), body.get("instructions"), _opening(turns)])
 

@@ -23,6 +23,7 @@ ALLOWED_HEADERS = (
     "x-api-key",
     "x-request-id",
     "x-request-deadline-ms",
+    "x-conversation-id",
     "anthropic-version",
     "anthropic-beta",
     "anthropic-dangerous-direct-browser-access",

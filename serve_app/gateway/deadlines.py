@@ -87,10 +87,11 @@ def due_times(
         ModelLoading: the client's own is, and no replica was there to meet it.
     """
     times = []
-    if progress.deadline is not None and progress.loading and chunk is None:
-        if progress.deadline <= now:
+    if progress.deadline is not None and chunk is None:
+        if progress.deadline > now:
+            times.append(progress.deadline)
+        elif progress.loading:
             raise ModelLoading(progress.model)
-        times.append(progress.deadline)
     for since, limit, what in _running(deadlines, progress, begun, chunk, writing):
         if not limit:
             continue

@@ -53,6 +53,10 @@ COUNTERS = 64  # settings of a reasoning parser that are kept ready
 FAILED_S = 5.0  # so long failed requests may take to tell their clients
 
 
+class FrontendFailed(Exception):
+    """What reads tokens in vLLM's front end has ended: it does so for all requests if it stumbles over one."""
+
+
 class Frontend:
     """A model that can answer: its ASGI app, what it can do, and the fleet below it."""
 
@@ -112,6 +116,12 @@ class Frontend:
         """Under load most of a gateway's work is one JSON object and one write to a socket for each chunk."""
         tokens = min(1 + self._open // busy_from, MOST_TOKENS, int(HELD_BACK_S / self.fleet.journal.token_interval_s))
         self._engine.output_processor.stream_interval = max(self._stream_interval, tokens, 1)
+
+    def check(self) -> None:
+        """Raise what keeps this gateway from answering for the model: no request would be answered any more."""
+        self.fleet.check()
+        if self._engine.errored:
+            raise FrontendFailed
 
     async def retire(self, within_s: float | None) -> None:
         """Let the open requests end, for so many seconds at most (None: any); those that do not are failed."""

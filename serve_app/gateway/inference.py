@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.fleet.watch import State
 from serve_app.gateway import ticket as tickets
 from serve_app.gateway.admission import Admission
 from serve_app.gateway.aliases import conversation_of
@@ -116,18 +115,20 @@ class Inference:
             if await self._ask(call, request, asked, name, last=False):
                 return
             asked = await self._policy.read(route, headers, body)  # the check has changed it
-        await self._ask(call, request, asked, names[-1], last=True)
+        await self._ask(call, request, asked, self._models.last_of(names), last=True)
 
     async def _ask(self, call: Call, request: _Request, asked: Asked, name: Name, *, last: bool) -> bool:
         """Have a model answer. False: it cannot now, and the client, which has been sent nothing, may ask another."""
         route, scope, headers = request.route, request.scope, request.scope["headers"]
         model, call.model = name.model, name.id
-        asked, body = for_model(asked, headers, request.body, name.id)
+        body = request.body
+        if asked.model is not None or not route.model_required:
+            asked, body = for_model(asked, headers, body, name.id)
         checked = await self._policy.check(route, headers, body, asked, call.caller)
-        if not last and self._models.state(model) is not State.READY:
+        if not last and not self._models.ready(name):
             model.wake()
             return False
-        self._models.check(model)
+        self._models.check(name)
         if model.frontend is not None:
             _check_route(route, model, model.frontend)
         call.ticket = ticket = Ticket(
@@ -140,7 +141,7 @@ class Inference:
             bounded=checked.bounded,
             prompts=checked.prompts,
             choices=checked.choices,
-            available=lambda: self._models.replicas(model).running > 0,
+            up_since=lambda: self._models.up_since(model),
             before=call.ticket,
         )
         answer = Answer(
@@ -170,8 +171,8 @@ class Inference:
         """The model's front end, which it may have to wait for."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            call.frontend = frontend = await model.opened()
             try:
+                call.frontend = frontend = await model.opened()
                 _check_route(route, model, frontend)
                 frontend.reading.check(checked, self._config.policy, call.caller.limits.context)
                 ticket.check()

@@ -16,7 +16,7 @@ from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.watch import FleetWatch, State
 from serve_app.gateway.aliases import Alias
 from serve_app.gateway.config import GatewayConfig
-from serve_app.gateway.errors import ModelFailed, ModelLoading, ModelNotFound
+from serve_app.gateway.errors import GatewayError, ModelFailed, ModelLoading, ModelNotFound
 from serve_app.gateway.frontend import Frontend, open_frontend
 from serve_app.gateway.keys.caller import Caller
 from serve_app.ray_seam import Replicas
@@ -39,9 +39,12 @@ class Model:
         self.created = int(time.time())
         self.frontend: Frontend | None = None
         self.description: Description | None = None
+        self.names: frozenset[str] | None = None
+        """The ids that its front end knows, its own and those of its adapters; None: it has not been opened."""
         self.broken = False
         """Whether no front end can be made of it."""
-        self._opened = asyncio.Event()
+        self._decided = asyncio.Event()
+        self._refusal: GatewayError | None = None
         self._waking: asyncio.Task[None] | None = None
 
     @property
@@ -50,30 +53,42 @@ class Model:
         return self.config.replicas.min == 0
 
     async def open(
-        self, host: str, watch: FleetWatch, config: GatewayConfig, quarantine: Quarantine
+        self, host: str, watch: FleetWatch, config: GatewayConfig, quarantine: Quarantine, *, any_version: bool
     ) -> Frontend | None:
-        """Wait for a replica with the model's settings and build the front end; returns the one before."""
-        description = await self._described(self.config.fixed_settings())
-        deployment = watch.of(self.handle.deployment_name)
+        """Wait for a replica, of the model's settings or of any, and build its front end; returns the one before."""
+        description = await self._described(any_version)
+        served = ModelConfig.model_validate(self.config.model_dump() | description.settings)
         frontend = await open_frontend(
-            self.config,
+            served,
             self.handle,
             description,
             host=host,
-            deployment=deployment,
+            deployment=watch.of(self.handle.deployment_name),
             admission=config.admission,
             failover=config.failover,
             quarantine=quarantine,
         )
         before, self.frontend, self.description = self.frontend, frontend, description
-        self._opened.set()
+        self.names = frozenset({served.id, *served.adapters})
+        self._decided.set()
         return before
 
     async def opened(self) -> Frontend:
-        """The front end, once there is one."""
+        """The front end, once there is one.
+
+        Raises:
+            GatewayError: there will be none.
+        """
         while self.frontend is None:
-            await self._opened.wait()
+            await self._decided.wait()
+            if self.frontend is None and self._refusal is not None:
+                raise self._refusal
         return self.frontend
+
+    def refuse(self, error: GatewayError) -> None:
+        """Have those wait no longer who wait for its first front end."""
+        decided, self._decided, self._refusal = self._decided, asyncio.Event(), error
+        decided.set()
 
     def wake(self) -> None:
         """Have Serve start a replica, if there is none: any call that waits for one does."""
@@ -88,10 +103,10 @@ class Model:
         finally:
             self._waking = None
 
-    async def _described(self, settings: dict[str, Any]) -> Description:
+    async def _described(self, any_version: bool) -> Description:
         while True:
             description: Description = await self.handle.describe.remote()
-            if description.settings == settings:
+            if any_version or description.settings == self.config.fixed_settings():
                 return description
             await asyncio.sleep(CHANGED_POLL_S)
 
@@ -158,8 +173,11 @@ class Models:
             ModelNotFound: see `get`.
         """
         sent = self.get(name, caller)
-        alias = self.aliases.get(sent.id)
-        chosen = alias.choose(conversation(), self._names) if alias else sent.id
+        chosen: str | None = sent.id
+        if (alias := self.aliases.get(sent.id)) is not None:
+            known = {each for each in alias.models if each in self._names}
+            able = {each for each in known if self.answers(self._names[each])}
+            chosen = alias.choose(conversation(), able) or alias.choose(conversation(), known)
         order = [chosen or sent.model.config.id]
         for following in order:
             fallbacks = [self._names[following].model.config.fallback, alias.fallback if alias else None]
@@ -174,26 +192,45 @@ class Models:
     def replicas(self, model: Model) -> Replicas:
         return self._watch[model.handle.deployment_name]
 
+    def up_since(self, model: Model) -> float | None:
+        """When it got a replica that can answer, in the event loop's time; None: it has none."""
+        replicas = self.replicas(model)
+        return replicas.since if replicas.running else None
+
     def state(self, model: Model) -> State:
         replicas = self.replicas(model)
+        if model.frontend is not None and replicas.running:
+            return State.READY  # of the version before, perhaps, where a new one does not start
         if replicas.failed or model.broken:
             return State.FAILED
-        if model.frontend is not None and replicas.running:
-            return State.READY
         return State.ASLEEP if model.sleeps and not replicas.target else State.LOADING
 
-    def check(self, model: Model) -> None:
-        """See whether the model takes requests; one that sleeps, or wakes up, has them wait.
+    def ready(self, name: Name) -> bool:
+        """Whether it can be answered for at once."""
+        return self.state(name.model) is State.READY and (name.model.names is None or name.id in name.model.names)
+
+    def answers(self, name: Name) -> bool:
+        """Whether requests for it are answered, now or once it has woken up."""
+        return self.ready(name) or (name.model.sleeps and self.state(name.model) is not State.FAILED)
+
+    def last_of(self, names: list[Name]) -> Name:
+        """Which of the candidates is asked at last: where the last cannot answer, the first that has requests wait."""
+        return names[-1] if self.ready(names[-1]) else next(filter(self.answers, names), names[-1])
+
+    def check(self, name: Name) -> None:
+        """See whether requests for it are taken; one that sleeps, or wakes up, has them wait.
 
         Raises:
             ModelLoading: no replica can answer.
             ModelFailed: and none will.
         """
-        state = self.state(model)
+        state = self.state(name.model)
         if state is State.FAILED:
-            raise ModelFailed(model.config.id)
-        if state is not State.READY and not model.sleeps:
-            raise ModelLoading(model.config.id)
+            raise ModelFailed(name.id)
+        if state is State.READY and not self.ready(name):  # an adapter of a version that is still to come
+            raise ModelLoading(name.id)
+        if state is not State.READY and not name.model.sleeps:
+            raise ModelLoading(name.id)
 
     async def warm(self) -> None:
         """Wait for the front ends of models that have replicas already: this gateway may be to replace another."""
@@ -202,7 +239,8 @@ class Models:
                 await self._watch.looked.wait()
                 for model in list(self):
                     if self.replicas(model).running and not model.broken:
-                        await model.opened()
+                        with contextlib.suppress(GatewayError):
+                            await model.opened()
 
 
 def _names(model: Model) -> Iterator[Name]:

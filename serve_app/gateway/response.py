@@ -194,10 +194,10 @@ class Answer:
             times = due_times(self._deadlines, self._progress, now, begun=self._begun, chunk=chunk, writing=writing)
         except GatewayError as error:
             return self.fail(error)
-        if comment_s and (self._streaming or (self._streams and self._progress.loading)):
+        if comment_s and (self._streaming or self._streams):
             due = self._wrote + comment_s
             if due <= now:
-                if self._whole and not self._writing:
+                if (self._streaming or self._progress.loading) and self._whole and not self._writing:
                     self._comment = self._loop.create_task(self._send_comment())
                 due = now + comment_s
             times.append(due)

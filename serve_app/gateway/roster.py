@@ -16,9 +16,10 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import ModelConfig
 from serve_app.fleet.quarantine import Quarantine
-from serve_app.fleet.watch import FleetWatch
+from serve_app.fleet.watch import FleetWatch, State
 from serve_app.gateway.aliases import read_aliases
 from serve_app.gateway.config import GatewayConfig
+from serve_app.gateway.errors import ModelFailed, ModelNotFound
 from serve_app.gateway.frontend import Frontend
 from serve_app.gateway.models import Model, Models
 from serve_app.settings import ConfigError
@@ -55,6 +56,9 @@ class Roster:
             settings = {name: each.settings for name, each in deployed.deployments.items()}
             self._follow({name: config for name, each in settings.items() if (config := _model(name, each))})
             self._read_aliases(deployed.args)
+        for model in self._models:
+            if self._models.state(model) is State.FAILED:
+                model.refuse(ModelFailed(model.config.id))
         self._make_room()
 
     def _read_aliases(self, arguments: dict[str, Any] | None) -> None:
@@ -71,8 +75,11 @@ class Roster:
         known = {model.handle.deployment_name: model for model in self._models}
         models = []
         for name, config in deployed.items():
-            model = known.get(name)
-            if model is None or model.config.id != config.id:
+            model = known.pop(name, None)
+            if model is not None and model.config.id != config.id:
+                self._retire(model)
+                model = None
+            if model is None:
                 model = Model(config, DeploymentHandle(name, self._watch.application))
                 self._open(model)
             elif model.config != config:
@@ -83,8 +90,7 @@ class Roster:
             models.append(model)
         self._models.set(models)
         for model in known.values():
-            if model not in models:
-                self._retire(model)
+            self._retire(model)
 
     def _open(self, model: Model) -> None:
         name = model.handle.deployment_name
@@ -94,17 +100,29 @@ class Roster:
 
     async def _opened(self, model: Model) -> None:
         model.broken = False
+        # Replicas of the version before answer until those of a new one are up, which may be long or never.
+        any_version = model.frontend is None
         while True:
             try:
-                before = await model.open(self._host, self._watch, self._config, self._quarantine)
-                break
+                before = await model.open(
+                    self._host, self._watch, self._config, self._quarantine, any_version=any_version
+                )
             except (RayError, RayServeException) as error:
                 logger.warning("model %s does not answer yet: %s", model.config.id, type(error).__name__)
                 await asyncio.sleep(AGAIN_S)
+                continue
             except Exception:  # one model's settings must not end the others
                 logger.exception("model %s cannot be opened", model.config.id)
-                model.broken = True
-                return
+                if not any_version:
+                    model.broken = True
+                    return model.refuse(ModelFailed(model.config.id))
+            else:
+                self._replace(before, model)
+                if model.description is None or model.description.settings == model.config.fixed_settings():
+                    return
+            any_version = False
+
+    def _replace(self, before: Frontend | None, model: Model) -> None:
         logger.info("model %s is ready", model.config.id)
         self._make_room()
         if before is not None:
@@ -116,6 +134,7 @@ class Roster:
         logger.info("model %s is removed", model.config.id)
         if (opening := self._opening.pop(model.handle.deployment_name, None)) is not None:
             opening.cancel()
+        model.refuse(ModelNotFound(model.config.id))
         self._leave(_close(model.frontend, model))
 
     def _leave(self, closing: Coroutine[Any, Any, None]) -> None:
@@ -127,11 +146,14 @@ class Roster:
         """Let each model run as much as its replicas can compute, as this gateway's share of it."""
         for model in self._models:
             if model.frontend is not None:
-                # A model that sleeps gets its requests all the same, which wakes it.
-                running = max(self._models.replicas(model).running, model.sleeps)
-                seats = running * model.frontend.seats
+                model.frontend.check()
+                running = self._models.replicas(model).running
                 model.frontend.fleet.budget.set_replicas(running, self._config.replicas)
-                model.frontend.admission.set_capacity(-(-seats // self._config.replicas))
+                capacity = -(-running * model.frontend.seats // self._config.replicas)
+                if model.sleeps and not running:
+                    # It gets its requests all the same, which wakes it: nobody knows how long they will have to wait.
+                    capacity = model.frontend.seats + self._config.admission.max_waiting
+                model.frontend.admission.set_capacity(capacity)
 
 
 def _model(deployment: str, settings: Any) -> ModelConfig | None:

@@ -48,7 +48,7 @@ class Ticket:
         bounded: bool,
         prompts: int,
         choices: int,
-        available: Callable[[], bool],
+        up_since: Callable[[], float | None],
         before: "Ticket | None" = None,
     ) -> None:
         """Args:
@@ -61,7 +61,7 @@ class Ticket:
         bounded: whether the client itself says how long the answer may get.
         prompts: how many prompts are known to come; more can (texts to embed, pieces of speech).
         choices: answers to each prompt.
-        available: whether the model has a replica that can answer.
+        up_since: when the model got a replica that can answer, in the event loop's time; None: it has none.
         before: that of the same request at another model, which had no place for it; its charge is not made again.
         """
         self.model = model
@@ -74,7 +74,7 @@ class Ticket:
         self._quota = quota
         self._deadline = deadline
         self._bounded = bounded
-        self._available = available
+        self._up_since = up_since
         self._prompts = prompts
         self._choices = choices
         self._counted: dict[str | None, Entry] = {}
@@ -93,7 +93,7 @@ class Ticket:
     @property
     def loading(self) -> bool:
         """Whether it waits for the model's first replica."""
-        return not self._available()
+        return self._up_since() is None
 
     @property
     def deadline(self) -> float | None:
@@ -104,19 +104,18 @@ class Ticket:
     def dispatched(self) -> float | None:
         """When the first request went to a replica, in the event loop's time; None while none can work on it."""
         starts = [entry.dispatched_at for entry in self.entries if entry.dispatched_at is not None]
-        return min(starts, default=None) if self._counts() else None
+        since = self._runs_since()
+        return max(min(starts), since) if starts and since is not None else None
 
     @property
     def token(self) -> float | None:
         """When the last token came, in the event loop's time: now, while no replica can work on it; None: none has."""
         tokens = [entry.last_token_at for entry in self.entries if entry.last_token_at is not None]
-        if not tokens:
-            return None
-        return max(tokens) if self._counts() else asyncio.get_running_loop().time()
+        return max(*tokens, _or_now(self._runs_since())) if tokens else None
 
-    def _counts(self) -> bool:
-        """Whether the deadlines of its tokens run: a replica could answer, and no move waits for its turn."""
-        return self._available() and not any(entry.held for entry in self.entries)
+    def _runs_since(self) -> float | None:
+        """Since when a replica could answer; None: none can, or a move waits for its turn, and no deadline runs."""
+        return None if any(entry.held for entry in self.entries) else self._up_since()
 
     def usage(self) -> Usage:
         """What the request has come to so far."""
@@ -143,10 +142,11 @@ class Ticket:
             await asyncio.Event().wait()
             raise
         self.entries.append(entry)
-        entry.on_error = lambda: self.refuse(UpstreamFailed())
+        entry.on_error = lambda: self._give_up(entry)
         entry.on_refused = lambda: self.refuse(UpstreamFailed(NO_RETRY) if entry.replicas else RequestRefused())
         if slot is not None:
-            entry.on_first_token = slot.first_token
+            # The wait for a replica says nothing of how long an answer takes.
+            entry.on_first_token = lambda: slot.first_token(_or_now(self._up_since()))
             entry.on_close = lambda: slot.leave(entry.prompt_tokens + len(entry.tokens))
 
     def note_sent(self, prompt: str, choice: int, tokens: int) -> None:
@@ -160,6 +160,12 @@ class Ticket:
         self.refusal = self.refusal or error
         if self.on_refusal is not None:
             self.on_refusal(error)
+
+    def _give_up(self, entry: Entry) -> None:
+        if entry.request.pooling_params is not None:  # vLLM would answer with an empty vector
+            self.refuse(UpstreamFailed())
+        else:  # and here it says that it failed, once it has passed on what there is
+            self.refusal = self.refusal or UpstreamFailed()
 
     def close(self) -> None:
         """The request has ended: give back what its requests to the engine core have not given back themselves."""
@@ -226,3 +232,7 @@ class Ticket:
             most = 0 if limit is None else (limit - entry.prompt_tokens) // answers
             if most > 0:
                 params.max_tokens = min(params.max_tokens, most)
+
+
+def _or_now(time: float | None) -> float:
+    return asyncio.get_running_loop().time() if time is None else time

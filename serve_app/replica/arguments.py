@@ -65,7 +65,7 @@ def _one_line(error: Exception) -> str:
 def _flags(model: ModelConfig) -> Iterator[str]:
     source = str(DEMO_MODEL) if model.source == DEMO_SOURCE else model.source
     if source.startswith((".", "~")):
-        source = str(_folder(source))
+        source = str(folder_of(source))
     owned: dict[str, Any] = {
         "model": source,
         "served_model_name": model.id,
@@ -79,11 +79,13 @@ def _flags(model: ModelConfig) -> Iterator[str]:
     if model.adapters:
         owned["enable_lora"] = True
         owned["max_loras"] = min(len(model.adapters), MOST_ADAPTERS)
-        owned["lora_modules"] = [f"{name}={_folder(path)}" for name, path in model.adapters.items()]
+        # Not as name=path: the path may have a comma.
+        owned["lora_modules"] = [{"name": name, "path": str(folder_of(path))} for name, path in model.adapters.items()]
     yield from vllm_flags({**owned, **model.vllm_args})
 
 
-def _folder(path: str) -> Path:
+def folder_of(path: str) -> Path:
+    """A local directory of a model file, as a path that holds wherever the process was started."""
     return Path(path).expanduser().resolve()
 
 

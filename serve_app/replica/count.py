@@ -20,7 +20,8 @@ class ReplicaRange(Closed):
     max: PositiveInt
     """Most replicas."""
     target_ongoing_requests: float | None = Field(default=None, gt=0)
-    """Requests that a replica should have at a time; null: 80 % of those it computes at once (`max_num_seqs`)."""
+    """Requests that a replica should have at a time: at most, and with null, 80 % of those it computes at once
+    (`max_num_seqs`)."""
     target_kv_cache_usage: float = Field(default=0.8, gt=0, le=1)
     """Share of its KV cache that a replica should use."""
     up_after_s: float = Field(default=10, ge=0)

@@ -16,7 +16,7 @@ from serve_app.fleet.resume import EngineTraits
 from serve_app.fleet.scaling import ReplicaLoad
 from serve_app.fleet.suspicion import Suspicion
 from serve_app.ray_seam import keep_log, listen_on_node_address, on_sigterm, on_stop
-from serve_app.replica.engine import Engine, engine_traits, start_engine
+from serve_app.replica.engine import Engine, engine_traits, load_adapters, start_engine
 from serve_app.replica.engine_watch import EngineWatch
 from serve_app.replica.gate import Gate
 from serve_app.replica.leaving import Leaving, Terminated
@@ -68,6 +68,7 @@ class Replica:
         keep_log()
         protect_children()
         self._settings = model.fixed_settings()
+        self._adapters = model.adapters
         self._engine: Engine = start_engine(model)
         self._sender = TokenSender(serve.get_replica_context().replica_id.unique_id)
         self._decoder = MsgpackDecoder(EngineCoreRequest)
@@ -89,8 +90,10 @@ class Replica:
         tasks = await self._engine.core.get_supported_tasks_async()
         return Description(config, tasks, engine_traits(self._engine.config), self._has_gpu, self._settings)
 
-    def reconfigure(self, settings: Any) -> None:
-        """Serve's hook for a changed `user_config`, which is for the gateways: what a replica needs, it has."""
+    async def reconfigure(self, settings: Any) -> None:
+        """Serve's hook for a changed `user_config`, which is for the gateways; and for the end of this one's start."""
+        adapters, self._adapters = self._adapters, {}
+        await load_adapters(self._engine.core, adapters)
 
     async def generate(
         self, sink: Sink, request_id: str, frames: list[bytes], suspicion: str = "", hint: None = None

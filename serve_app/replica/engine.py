@@ -2,21 +2,25 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from serve_app.config import ModelConfig, check_source
+from serve_app.fleet.adapters import adapter_number
 from serve_app.fleet.resume import EngineTraits
-from serve_app.replica.arguments import engine_config
+from serve_app.replica.arguments import engine_config, folder_of
 from serve_app.replica.scripted import ScriptedEngine
 from serve_app.replica.vitals import Vitals, vitals_below
+from serve_app.settings import ConfigError
 from serve_app.vllm_seam import (
     EngineCoreClient,
     EngineCoreOutputs,
     EngineCoreRequest,
+    EngineDeadError,
     Executor,
+    LoRARequest,
     SamplingParams,
     SupportedTask,
     VllmConfig,
@@ -41,6 +45,9 @@ class EngineCore(Protocol):
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         """Take a request; its outputs come from `get_output_async` until one is finished."""
+
+    async def add_lora_async(self, lora_request: LoRARequest) -> bool:
+        """Load a LoRA adapter; raises what vLLM says of one that it cannot load."""
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         """Stop requests; no further output of them comes. Unknown ids are ignored."""
@@ -81,6 +88,21 @@ def start_engine(model: ModelConfig) -> Engine:
         return Engine(scripted, config, scripted.vitals)
     core = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)
     return Engine(core, config, partial(vitals_below, os.getpid()), _warm_up(config))
+
+
+async def load_adapters(core: EngineCore, adapters: Mapping[str, str]) -> None:
+    """Load LoRA adapters, by name their directories: an engine core dies of a bad one that a request brings.
+
+    Raises:
+        ConfigError: one cannot be loaded.
+    """
+    for name, path in adapters.items():
+        try:
+            await core.add_lora_async(LoRARequest(name, adapter_number(name), str(folder_of(path))))
+        except EngineDeadError:
+            raise
+        except Exception as error:  # whatever vLLM says of it
+            raise ConfigError(f"adapters: {name}: {' '.join(str(error).split())}") from error
 
 
 def _warm_up(config: VllmConfig) -> EngineCoreRequest | None:

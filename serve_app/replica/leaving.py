@@ -1,5 +1,6 @@
 """A replica that is being stopped: since when, and how long it has for what it carries."""
 
+import math
 import time
 
 # How long Serve's routers may still have a call under way to a replica that takes none.
@@ -38,9 +39,11 @@ class Leaving:
         self.terminated = True
 
     def left_s(self) -> float | None:
-        """Seconds until the end, once streams should move; None before."""
+        """Seconds until the end, once streams should move, and infinity before; None: it is not being stopped."""
         age_s = self._age_s()
-        return None if age_s is None or age_s < self._grace_s else max(0.0, self._timeout_s - age_s)
+        if age_s is None:
+            return None
+        return math.inf if age_s < self._grace_s else max(0.0, self._timeout_s - age_s)
 
     def may_exit(self, idle: bool) -> bool:
         """Whether a terminated process has nothing left to do, or no time left to do it."""

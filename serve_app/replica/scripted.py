@@ -26,6 +26,7 @@ from serve_app.vllm_seam import (
     EngineDeadError,
     FinishReason,
     LogprobsLists,
+    LoRARequest,
     PoolingParams,
     PrefillStats,
     SamplingParams,
@@ -82,6 +83,10 @@ class ScriptedEngine:
         self._schedule(task)
         self._queue[request.request_id] = task
         self._news.set()
+
+    async def add_lora_async(self, lora_request: LoRARequest) -> bool:
+        """An adapter changes nothing that is scripted."""
+        return True
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         for request_id in request_ids:

@@ -132,7 +132,7 @@ def test_the_controller_of_serve(service: Service) -> None:
 def test_the_dashboard_agent_of_the_gateways_node(service: Service) -> None:
     (gateway,) = service.gateways()
     raylet = raylet_above(gateway.process)
-    agent = next(child for child in raylet.children() if "dashboard/agent.py" in command_line(child))
+    agent = next(child for child in raylet.children() if "DashboardAgent" in command_line(child))
     kill_under_streams(service, agent)
     assert alive(gateway.process)
 

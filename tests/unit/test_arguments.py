@@ -38,6 +38,8 @@ def test_vllm_is_told_of_the_adapters() -> None:
         ("m/med:2", str(Path("adapters/med").resolve())),
     ]
     assert (parsed.enable_lora, parsed.max_loras, parsed.max_lora_rank) == (True, 2, 32)
+    odd = parse_arguments(model(adapters={"law": "/a=b,c"}))
+    assert [each.path for each in odd.lora_modules] == ["/a=b,c"]
     assert parse_arguments(model(adapters=adapters, vllm_args={"max_loras": 1})).max_loras == 1
     assert parse_arguments(model(adapters={f"a{n}": "/a" for n in range(20)})).max_loras == 8
 

@@ -1,6 +1,8 @@
 """Settings: what a model name means, what the environment changes, and which mistakes stop the start."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -81,6 +83,18 @@ def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
         check_source(model)
     (tmp_path / "adapter_config.json").write_text("{}")
     check_source(model)
+    (tmp_path / "adapter_config.json").write_text("not JSON")
+    with pytest.raises(ConfigError, match=r"model m: adapters: law: .*adapter_config.json cannot be read"):
+        check_source(model)
+
+
+@pytest.mark.parametrize("ranks", [{"r": 32}, {"r": 8, "rank_pattern": {"q_proj": 32}}])
+def test_an_adapter_of_a_rank_that_vllm_would_not_load(tmp_path: Path, ranks: dict[str, Any]) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(ranks))
+    model = ModelConfig(id="m", source="acme/m", adapters={"law": str(tmp_path)})
+    with pytest.raises(ConfigError, match="adapters: law: its rank is 32: set vllm_args: max_lora_rank, which is 16"):
+        check_source(model)
+    check_source(model.model_copy(update={"vllm_args": {"max_lora_rank": 32}}))
 
 
 def test_the_same_id_twice() -> None:
@@ -121,6 +135,8 @@ def test_gpus_that_a_replica_reserves(settings: dict[str, object], gpus: float) 
     ("text", "message"),
     [
         ("applications: []", "no application imports serve_app.app:build"),
+        ("applications:", "no application imports serve_app.app:build"),
+        ("applications: [chat]", "no application imports serve_app.app:build"),
         ("a: [", "not valid YAML"),
         ("applications: [{import_path: 'serve_app.app:build', args: {model: [demo]}}]", "args: model: Extra"),
         ("applications: [{import_path: 'serve_app.app:build', args: {models: [/no/such]}}]", "no model '/no/such'"),

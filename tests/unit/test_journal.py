@@ -95,3 +95,16 @@ async def test_the_replicas_that_worked_on_a_request_are_counted() -> None:
     entry.next_attempt()  # it never got to an engine core
     entry.begin()
     assert (entry.replicas, entry.held) == (2, False)
+
+
+@pytest.mark.parametrize(("moves", "told"), [(0, 1), (1, 0)])
+async def test_how_long_the_first_token_took_is_told_only_of_a_request_that_did_not_move(moves: int, told: int) -> None:
+    """Or a model that was away would seem slow, and refuse clients that cannot wait so long."""
+    journal, calls = Journal(), list[int]()
+    entry = journal.open(request())
+    entry.on_first_token = lambda: calls.append(1)
+    for _ in range(moves):
+        entry.next_attempt()
+    for offset in range(3):
+        journal.record(entry, output(f"r~{moves}", [20]), offset)
+    assert len(calls) == told

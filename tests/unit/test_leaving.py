@@ -1,5 +1,6 @@
 """A replica that is being stopped: what it tells the gateways, and when its process may end."""
 
+import math
 import time
 
 import pytest
@@ -28,7 +29,7 @@ def test_nothing_moves_before_the_stop_and_within_the_grace(clock: Clock) -> Non
     assert (state.begun, state.left_s()) == (False, None)
     state.begin()
     clock.now += 4.9
-    assert (state.begun, state.left_s()) == (True, None)
+    assert (state.begun, state.left_s()) == (True, math.inf)
 
 
 def test_after_the_grace_it_tells_what_is_left(clock: Clock) -> None:

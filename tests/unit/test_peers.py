@@ -1,6 +1,7 @@
 """What a gateway does with replicas that fall silent or leave, in virtual time."""
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -10,6 +11,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
 from serve_app.fleet import peers as peers_module
+from serve_app.fleet.budget import MoveBudget
 from serve_app.fleet.channel import BEAT_S, Header
 from serve_app.fleet.journal import Entry, Journal
 from serve_app.fleet.peers import Limits, Peers
@@ -51,10 +53,15 @@ class Gateway:
 
     def __init__(self, serve: Serve, limits: Limits = Limits(2.5, 8)) -> None:  # noqa: B008
         self.journal, self.serve = Journal(), serve
+        self.budget = MoveBudget(100, now)
         self.moved: list[tuple[str, float]] = []
         self.lost: list[str] = []
-        self.peers = Peers(self.journal, serve, limits, can_move=can_move, move=self._move, lost=self._lose)
-        self._watching = asyncio.create_task(self.peers.run())
+        watched = self.journal, serve, limits, self.budget
+        self.peers = Peers(*watched, can_move=can_move, move=self._move, lost=self._lose)
+        self._watching = asyncio.create_task(self.peers.run(self._read()))
+
+    async def _read(self) -> None:
+        await asyncio.Event().wait()
 
     def carry(self, replica: str, *requests: str, **params: Any) -> None:
         for name in requests:
@@ -128,6 +135,18 @@ async def test_any_message_is_a_sign_of_life() -> None:
 
 
 @virtual
+async def test_a_request_that_waited_for_a_replica_has_its_time_from_when_it_has_one() -> None:
+    gateway = Gateway(Serve("one"))
+    gateway.carry("one", "waits", "held")
+    waits, held = gateway.journal
+    waits.begin()
+    waits.last_token_at = held.last_token_at = 1.0
+    gateway.peers.heard(Header("one", taken=["waits~0", "held~0"]))
+    assert waits.last_token_at > 1.0
+    assert held.last_token_at == 1.0  # the replica says later when it begins
+
+
+@virtual
 async def test_silence_of_a_replica_that_has_no_request_counts_too() -> None:
     gateway = Gateway(Serve("one"))
     gateway.peers.heard(Header("one"))
@@ -152,6 +171,29 @@ async def test_a_kill_that_fails_is_repeated_until_the_process_is_gone() -> None
     assert len(gateway.serve.kills) == 5  # three that failed, one that killed, one that found nothing
 
 
+def test_a_kill_that_ray_does_not_answer_is_not_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it would hold one thread after the other."""
+    answered = asyncio.Event()
+
+    async def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        existed = function(*arguments)
+        await answered.wait()
+        return existed
+
+    async def main() -> None:
+        gateway = Gateway(Serve("one", "two"))
+        gateway.peers.heard(Header("one"))
+        gateway.peers.heard(Header("two"))
+        await asyncio.sleep(60)
+        assert sorted(name for name, _ in gateway.serve.kills) == ["one", "two"]
+        answered.set()
+        await asyncio.sleep(60)
+        assert len(gateway.serve.kills) == 4  # each is looked for once more, and not there
+
+    monkeypatch.setattr(peers_module.asyncio, "to_thread", call)
+    run(main())
+
+
 @virtual
 async def test_the_watch_can_be_switched_off() -> None:
     gateway = Gateway(Serve("one"), Limits(0, 8))
@@ -168,6 +210,21 @@ async def test_a_gateway_that_was_itself_stopped_blames_nobody() -> None:
     asyncio.get_running_loop()._clock.now += 30  # type: ignore[attr-defined]
     await asyncio.sleep(10)
     assert (gateway.lost, gateway.serve.kills) == ([], [])
+
+
+@virtual
+async def test_nor_those_of_which_it_then_hears_what_they_said_before() -> None:
+    """They have stopped talking to it by now, and do so until it sends them a request."""
+    gateway = Gateway(Serve("one", "two"))
+    gateway.carry("one", "a")
+    await asyncio.sleep(0.1)
+    asyncio.get_running_loop()._clock.now += 90  # type: ignore[attr-defined]
+    await asyncio.sleep(0.6)
+    gateway.peers.heard(Header("one"))
+    await gateway.hear(10, "two")
+    assert (gateway.lost, gateway.serve.kills) == ([], [])
+    await asyncio.sleep(3.5)
+    assert [name for name, _ in gateway.serve.kills] == ["two"]
 
 
 @virtual
@@ -215,6 +272,18 @@ async def test_they_run_on_where_nobody_can_take_them() -> None:
 
 
 @virtual
+async def test_they_run_on_while_moves_wait_for_their_turn_but_not_to_the_end() -> None:
+    gateway = Gateway(Serve("two"))
+    gateway.carry("one", *map(str, range(40)))
+    await gateway.budget.take(100_000)
+    left = iter(x * BEAT_S for x in range(24, 0, -1))
+    await gateway.hear(8, "one", leaving_s=lambda: next(left))
+    assert gateway.moved == []
+    await gateway.hear(3, "one", leaving_s=lambda: next(left))
+    assert len(gateway.moved) == 40
+
+
+@virtual
 async def test_none_moves_to_a_replica_that_leaves_too() -> None:
     gateway = Gateway(Serve("one", "two"))
     gateway.carry("one", "a")
@@ -239,6 +308,14 @@ async def test_streams_stay_where_they_are_until_the_replica_says_that_they_shou
     gateway.carry("one", "a")
     await gateway.hear(60, "one", "two")
     assert gateway.moved == []
+
+
+@virtual
+async def test_nothing_new_goes_to_a_replica_whose_streams_may_still_end_there() -> None:
+    gateway = Gateway(Serve("one", "two"))
+    gateway.carry("one", "a")
+    await gateway.hear(60, "one", "two", leaving_s=lambda: math.inf)
+    assert (gateway.moved, gateway.peers.suspects) == ([], {"one"})
 
 
 def test_no_request_should_go_to_a_replica_that_is_silent_or_leaves() -> None:

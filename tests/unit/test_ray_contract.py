@@ -15,10 +15,10 @@ import pytest
 import ray
 from ray import serve
 from ray._private import worker
-from ray.serve._private import constants, proxy, replica
+from ray.serve._private import constants, controller, proxy, replica
 from ray.serve._private.build_app import build_app
 from ray.serve._private.client import ServeControllerClient
-from ray.serve._private.common import RequestMetadata
+from ray.serve._private.common import DeploymentID, ReplicaID, RequestMetadata
 from ray.serve._private.deploy_utils import deploy_args_to_deployment_info, get_deploy_args
 from ray.serve._private.http_util import RequestIdMiddleware, configure_http_middlewares
 from ray.serve._private.logging_utils import (
@@ -46,7 +46,7 @@ def test_the_client_has_what_we_read() -> None:
 
 def test_the_details_have_the_fields_we_read() -> None:
     assert "deployments" in ApplicationDetails.model_fields
-    assert {"replicas", "status"} <= set(DeploymentDetails.model_fields)
+    assert {"replicas", "status", "status_trigger"} <= set(DeploymentDetails.model_fields)
     assert {"state", "replica_id"} <= set(ReplicaDetails.model_fields)
 
 
@@ -155,6 +155,20 @@ def test_ray_ends_a_worker_at_sigterm_by_a_call_that_we_take_over(monkeypatch: p
     ray_seam.on_sigterm(lambda: called.append("SIGTERM"))
     worker.raise_sys_exit_with_custom_error_message("The process receives a SIGTERM.", exit_code=1)
     assert called == ["SIGTERM"]
+
+
+def test_the_controller_tells_the_running_replicas_of_an_application_that_is_not_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert callable(controller.ServeController._all_running_replicas)
+    found = {
+        DeploymentID("replica-m", application): [SimpleNamespace(replica_id=ReplicaID(name, DeploymentID("replica-m")))]
+        for application, name in (("chat", "a"), ("other", "b"))
+    }
+    asked = SimpleNamespace(_all_running_replicas=SimpleNamespace(remote=lambda: found))
+    monkeypatch.setattr(ray_seam, "_get_global_client", lambda: SimpleNamespace(_controller=asked))
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    assert ray_seam.running("chat") == {"replica-m": {"a"}}
 
 
 def test_the_details_tell_what_the_gateway_follows() -> None:

@@ -1,6 +1,7 @@
 """A replica over an engine core that answers nothing: what it tells its gateway, what it aborts, when it exits."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,8 @@ from serve_app.replica.deployment import Replica
 from serve_app.replica.engine import Engine
 from serve_app.replica.leaving import Terminated
 from serve_app.replica.vitals import Vitals
-from serve_app.vllm_seam import EngineDeadError
+from serve_app.settings import ConfigError
+from serve_app.vllm_seam import EngineDeadError, LoRARequest
 
 PATIENCE_S = 20
 
@@ -30,6 +32,13 @@ class Core:
         self.outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self.added: list[str] = []
         self.aborted: list[str] = []
+        self.adapters: list[LoRARequest] = []
+
+    async def add_lora_async(self, lora_request: LoRARequest) -> bool:
+        if lora_request.lora_name == "broken":
+            raise ValueError("LoRA rank 64 is greater than\nmax_lora_rank 16.")
+        self.adapters.append(lora_request)
+        return True
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         self.added.append(request.request_id)
@@ -182,8 +191,9 @@ async def test_a_replica_that_is_being_stopped_refuses_work_and_says_when_its_st
     assert process.refuses() is False
     process.stop()
     assert process.refuses() is True
-    await until(lambda: gateway.heard and gateway.heard[-1].leaving_s is not None)
-    assert 0 <= (gateway.heard[-1].leaving_s or 9) <= 1
+    await until(lambda: gateway.heard and gateway.heard[-1].leaving_s not in {None, math.inf})
+    told = [header.leaving_s for header in gateway.heard if header.leaving_s is not None]
+    assert (told[0], 0 <= told[-1] <= 1) == (math.inf, True)
     assert not process.exited.is_set()
 
 
@@ -209,6 +219,17 @@ async def test_it_is_as_healthy_as_its_engine_core(replica: Replica, process: Pr
     process.core.resources.engine_dead = True
     with pytest.raises(EngineDeadError):
         await replica.check_health()
+
+
+async def test_adapters_are_loaded_once_before_the_replica_counts_as_started(process: Process) -> None:
+    replica = Replica(ModelConfig(id="m", source="acme/m", adapters={"law": "/law", "med": "/med"}))
+    for settings in ({}, {"max_ongoing_requests": 7}):
+        await replica.reconfigure(settings)
+    loaded = [(each.lora_name, each.lora_path) for each in process.core.adapters]
+    assert loaded == [("law", "/law"), ("med", "/med")]
+    replica = Replica(ModelConfig(id="m", source="acme/m", adapters={"broken": "/broken"}))
+    with pytest.raises(ConfigError, match="adapters: broken: LoRA rank 64 is greater than max_lora_rank 16"):
+        await replica.reconfigure({})
 
 
 async def test_it_is_healthy_once_its_engine_core_has_taken_the_first_steps(process: Process) -> None:

@@ -8,13 +8,13 @@ import cloudpickle
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from ray.serve._private.common import DeploymentID, ReplicaID
+from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
 from ray.serve._private.request_router.common import PendingRequest, ReplicaQueueLengthCache
 from ray.serve.config import RequestRouterConfig
 
 from serve_app.fleet.prefix import BLOCK
 from serve_app.fleet.router import ROUTER, FleetRouter
-from serve_app.fleet.routing import BOUND, FRESH_S, Balancer, Hint, rank
+from serve_app.fleet.routing import AWAY_S, BOUND, FRESH_S, Balancer, Hint, rank
 from serve_app.vllm_seam import EngineCoreRequest, SamplingParams
 
 REPLICAS = ["a", "b", "c", "d"]
@@ -177,6 +177,54 @@ async def test_serves_router_follows_the_hint_without_asking_the_replicas() -> N
     assert all(router.replica_queue_len_cache.get(each.replica_id) == 0 for each in replicas)
     router.on_request_routed(call, replicas[2].replica_id, None)
     assert hint.replica == "c"
+
+
+class Reached:
+    """A replica as Serve's router knows it."""
+
+    max_ongoing_requests = 100
+
+    def __init__(self, name: str) -> None:
+        self.replica_id = ReplicaID(name, DeploymentID("replica-m", "chat"))
+        self.queue_len = 1
+
+    async def get_queue_len(self, *, deadline_s: float) -> int:
+        return self.queue_len
+
+
+@pytest.mark.parametrize("why", ["dead", "leaving", "full"])
+async def test_a_call_that_a_replica_did_not_take_goes_elsewhere_at_once(why: str) -> None:
+    names = DeploymentID("replica-m", "chat")
+    router = FleetRouter(names, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
+    router.update_replicas([Reached(name) for name in REPLICAS])  # type: ignore[misc]
+    balancer = Balancer()
+    hint = balancer.hint(request())
+    call = pending(hint=hint)
+    tried = []
+    for attempt in range(len(REPLICAS)):
+        replica = await router._choose_replica_for_request(call, is_retry=attempt > 0)
+        tried.append(replica.replica_id.unique_id)
+        # As ray.serve._private.router does with a replica that is dead, or that says it takes no more.
+        router.on_send_request(replica.replica_id)
+        if why == "dead":
+            router.on_replica_actor_unavailable(replica.replica_id)
+        else:
+            replica.queue_len = 100 if why == "full" else 1  # type: ignore[attr-defined]
+            router.on_new_queue_len_info(replica.replica_id, replica.queue_len)  # type: ignore[attr-defined]
+    assert sorted(tried) == REPLICAS
+    # One that is full is soon free again, and Serve asks it whether it is.
+    assert sorted(balancer.hint(request()).order(REPLICAS)) == (REPLICAS if why == "full" else [tried[-1]])
+
+
+def test_a_replica_that_did_not_take_a_request_is_asked_again_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    hint = Balancer().hint(request())
+    home = hint.order(REPLICAS)[0]
+    hint.not_taken(home)
+    assert home not in hint.order(REPLICAS)
+    now[0] += AWAY_S
+    assert hint.order(REPLICAS)[0] == home
 
 
 async def test_a_call_without_a_hint_may_go_anywhere() -> None:

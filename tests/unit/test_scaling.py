@@ -50,6 +50,12 @@ def test_a_target_of_ones_own_takes_the_place_of_the_seats() -> None:
     assert policy(context(9, IDLE, IDLE))[0] == 4.5
 
 
+@pytest.mark.parametrize("target", [8, 10, 500])
+def test_a_target_that_no_replica_can_reach_counts_as_the_share_of_the_seats(target: float) -> None:
+    policy = LoadPolicy(ongoing=target, kv_cache_usage=0.8)
+    assert policy(context(10, IDLE))[0] == 1.25  # all seats are taken, and gateways let no more in
+
+
 def test_nothing_changes_before_a_replica_has_reported() -> None:
     policy = LoadPolicy(ongoing=None, kv_cache_usage=0.8)
     assert policy(context(500, running=1, target=3)) == (3, {})

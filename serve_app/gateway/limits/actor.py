@@ -7,12 +7,10 @@ with full buckets and free slots.
 from collections.abc import Awaitable, Sequence
 from typing import Any, Protocol
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-
+from serve_app.fleet.failures import UNREACHABLE
 from serve_app.gateway.limits.limiter import Claim, Decision, Holder
 
-FAILURES: tuple[type[Exception], ...] = (RayError, RayServeException, OSError)
+FAILURES = UNREACHABLE
 """What a call raises when the actor cannot be used."""
 
 

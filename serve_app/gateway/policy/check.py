@@ -200,11 +200,14 @@ class Policy:
 
 
 def for_model(asked: Asked, headers: Headers, body: bytes, model: str) -> tuple[Asked, bytes]:
-    """A request and its body, for the model of this id in place of the name that it was sent with."""
-    if asked.model is None or asked.model == model:
+    """A request and its body, for the model of this id in place of the name that it was sent with, or of none."""
+    named = dict(asked.fields).get("model")
+    if named == model or (named is not None and asked.model is None):  # a name that is no text is refused later
         return asked, body
     if isinstance(asked.fields, dict):
         return Asked({**asked.fields, "model": model}, model), body
+    if named is None:
+        return Asked([*asked.fields, ("model", model)], model), with_field(headers, body, "model", model)
     texts = [(name, model if name == "model" else text) for name, text in asked.fields]
     return Asked(texts, model), with_value(headers, body, "model", model)
 

@@ -271,7 +271,7 @@ class Bed:
         self.model.handle.__dict__.update(options=self.handle.options, deployment_name=self.handle.deployment_name)
         seen = SimpleNamespace(wake=lambda: None, running=list, kill=lambda replica: False)
         watch = cast("FleetWatch", SimpleNamespace(of=lambda name: seen))
-        await self.model.open("127.0.0.1", watch, gateway, self.quarantine)
+        await self.model.open("127.0.0.1", watch, gateway, self.quarantine, any_version=False)
         for replica in self.handle.replicas:
             await self._connect(replica)
 

@@ -97,17 +97,19 @@ async def test_an_answer_whose_last_token_has_arrived_ends_at_once(bed: Bed, str
     assert (bed.handle.calls - calls, (await row(bed)).attempts, len(bed.handle.living)) == (1, 1, 2)
 
 
-async def test_a_request_moves_twice_and_no_more(bed: Bed) -> None:
-    undisturbed = await ask(bed.client, ANSWER, stream=True)
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_a_request_moves_twice_and_no_more(bed: Bed, stream: bool) -> None:
+    undisturbed = await ask(bed.client, ANSWER, stream=stream)
     bed.kill_at(2, 5)
-    assert await ask(bed.client, ANSWER, stream=True) == undisturbed
+    assert await ask(bed.client, ANSWER, stream=stream) == undisturbed
     assert (await row(bed)).attempts == 3
     for _ in range(3):
         await bed.start_replica()
     bed.kill_at(2, 5, 9)
-    with pytest.raises(openai.APIError):
-        await ask(bed.client, ANSWER, stream=True)
-    assert ((await row(bed)).attempts, bed.ledger.rows[-1].finish) == (3, "error")
+    with pytest.raises(openai.APIError) as failure:
+        await ask(bed.client, ANSWER, stream=stream)
+    assert (failure.value.code, (await row(bed)).attempts) == ("upstream_failed", 3)
+    assert (bed.ledger.rows[-1].finish, bed.ledger.rows[-1].output_tokens) == ("error", 9 if stream else 0)
 
 
 @pytest.mark.slow

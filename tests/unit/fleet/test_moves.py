@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import grpc
+import openai
 import pytest
 from ray.exceptions import ActorUnavailableError, RayTaskError
 from ray.serve._private.common import DeploymentID
@@ -14,7 +15,7 @@ from serve_app.config import ModelConfig
 from serve_app.fleet import client
 from serve_app.fleet.channel import SinkGone
 from tests.answers import ask
-from tests.unit.fleet.bed import running_bed, until
+from tests.unit.fleet.bed import Response, running_bed, until
 
 WORDS = "one two three four five six seven eight nine ten"
 ANSWER = f"[[answer: {WORDS}]]"
@@ -67,3 +68,18 @@ async def test_requests_wait_for_a_replica_while_there_is_none(config: VllmConfi
         assert not bed.handle.living
         await bed.start_replica()
         assert (await stream)["choices"][0]["content"] == WORDS
+
+
+async def test_a_call_that_cannot_even_be_made_ends_its_request(
+    config: VllmConfig, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Response:
+        raise RuntimeError("no handle")
+
+    async with running_bed(config, model, 1, deadlines={"first_token_s": 5}) as bed:
+        with monkeypatch.context() as patch:
+            patch.setattr(bed.handle, "remote", fail)
+            with pytest.raises(openai.InternalServerError) as failure:
+                await ask(bed.client, ANSWER, stream=True)
+        assert (failure.value.status_code, bed.entries, bed.handle.calls) == (500, [], 0)
+        assert (await ask(bed.client, ANSWER, stream=True))["choices"][0]["content"] == WORDS

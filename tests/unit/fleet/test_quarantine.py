@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 from ray.exceptions import ActorDiedError
 
@@ -94,12 +95,13 @@ class Gateways:
 
     def __init__(self) -> None:
         self.board: QuarantineBoard | None = QuarantineBoard()
+        self.failure: Exception = ActorDiedError()
         self.quarantines = [Quarantine(600), Quarantine(600)]
         self.tasks = [asyncio.create_task(share(each, self._call)) for each in self.quarantines]
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         if self.board is None:
-            raise ActorDiedError
+            raise self.failure
         return await getattr(self.board, method)(*arguments)
 
     async def until(self, number: int, digest: bytes, verdict: Verdict) -> None:
@@ -129,7 +131,12 @@ async def test_gateways_share_their_verdicts(gateways: Gateways) -> None:
     await gateways.until(1, OTHER, CLEARED)
 
 
-async def test_what_a_board_lost_is_written_again(gateways: Gateways) -> None:
+BROKEN = grpc.aio.AioRpcError(grpc.StatusCode.UNKNOWN, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+
+@pytest.mark.parametrize("failure", [ActorDiedError(), BROKEN], ids=lambda failure: type(failure).__name__)
+async def test_what_a_board_lost_is_written_again(gateways: Gateways, failure: Exception) -> None:
+    gateways.failure = failure
     gateways.quarantines[0].find(POISON, REFUSED)
     await gateways.until(1, POISON, REFUSED)
     gateways.board = None

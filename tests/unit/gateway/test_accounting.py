@@ -178,7 +178,8 @@ class Service:
         models = SimpleNamespace(
             candidates=lambda *_: [Name("m", model)],
             check=lambda _: check(),
-            replicas=lambda _: SimpleNamespace(running=1),
+            last_of=lambda names: names[-1],
+            up_since=lambda _: 0.0,
         )
         return Inference(cast("Models", models), Policy(self._config.policy, b""), self._ledger, self._config)
 

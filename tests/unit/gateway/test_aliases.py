@@ -13,6 +13,7 @@ from serve_app.gateway.aliases import Alias, conversation_of, read_aliases
 from serve_app.gateway.errors import ModelNotFound
 from serve_app.gateway.keys.caller import Caller
 from serve_app.gateway.models import Model, Models
+from serve_app.ray_seam import Replicas
 from serve_app.settings import ConfigError
 
 ALL = Caller.unlimited("admin")
@@ -24,13 +25,20 @@ def caller(*globs: str) -> Caller:
     return Caller("key", "key", models=globs)
 
 
-def models(aliases: dict[str, Any], **fallbacks: str | None) -> Models:
+def models(aliases: dict[str, Any], watch: "Watch | None" = None, **fallbacks: str | None) -> Models:
     """Models of these ids with these fallbacks, and aliases beside them."""
     made = []
     for name, fallback in fallbacks.items():
         config = ModelConfig(id=name, source="acme/m", fallback=fallback)
         made.append(Model(config, cast("Any", SimpleNamespace(deployment_name=f"replica-{name}"))))
-    return Models(made, read_aliases(aliases), cast("FleetWatch", {}))
+    return Models(made, read_aliases(aliases), cast("FleetWatch", Watch() if watch is None else watch))
+
+
+class Watch(dict[str, Replicas]):
+    """The replicas of each deployment; those that a test says nothing of are loading."""
+
+    def __missing__(self, _: str) -> Replicas:
+        return Replicas()
 
 
 def candidates(of: Models, name: str | None, who: Caller = ALL, conversation: bytes = b"c") -> list[str]:
@@ -122,6 +130,18 @@ def test_a_request_falls_back_along_the_models_and_ends_there() -> None:
     assert candidates(of, None) == ["v1", "v2"]
 
 
+def test_a_conversation_gets_another_model_while_its_own_loads_and_no_model_without_weight() -> None:
+    watch = Watch()
+    of = models({"canary": {"v1": 1, "v2": 1000}, "old": {"v1": 0, "v2": 1}}, watch, v1=None, v2=None)
+    assert [candidates(of, name)[0] for name in ("canary", "old")] == ["v2", "v2"]  # where none can answer, as ever
+    v1, v2 = of
+    v1.frontend = v2.frontend = cast("Any", SimpleNamespace())
+    watch["replica-v1"] = Replicas(running=1)
+    assert [candidates(of, name)[0] for name in ("canary", "old")] == ["v1", "v2"]
+    watch["replica-v2"] = Replicas(running=1)
+    assert [candidates(of, name)[0] for name in ("canary", "old")] == ["v2", "v2"]
+
+
 def test_a_keys_scope_is_that_of_the_names_that_clients_send() -> None:
     of = models({"chat": {"v2": 1}}, v1="v2", v2=None)
     assert candidates(of, "chat", caller("chat")) == ["v2"]
@@ -142,6 +162,8 @@ def test_what_belongs_to_one_conversation() -> None:
     named = [(b"x-conversation-id", b"7")]
     assert conversation_of("k", named, {"prompt": "a"}) == conversation_of("k", named, {"prompt": "b", "user": "u"})
     assert conversation_of("k", [], {"user": "u", "prompt": "a"}) == conversation_of("k", [], {"user": "u"})
+    unnamed = [(b"x-conversation-id", b"")]
+    assert conversation_of("k", unnamed, {"user": "", "messages": [SYSTEM, HI]}) == first
     assert conversation_of("k", [], [("prompt", "of a form")]) == conversation_of("k", [], {})
 
 
@@ -149,7 +171,7 @@ def test_an_adapter_is_a_model_of_its_own_on_the_replicas_of_another() -> None:
     config = ModelConfig(id="v1", source="acme/m", adapters={"law": "/law"}, fallback="v2")
     handle: Any = SimpleNamespace(deployment_name="replica")
     made = [Model(config, handle), Model(ModelConfig(id="v2", source="acme/m"), handle)]
-    of = Models(made, read_aliases({"chat": {"law": 1}}), cast("FleetWatch", {}))
+    of = Models(made, read_aliases({"chat": {"law": 1}}), cast("FleetWatch", Watch()))
     assert [(name.id, name.parent) for name in of.visible(ALL)] == [
         ("v1", None),
         ("law", "v1"),

@@ -22,9 +22,10 @@ from serve_app.gateway.limits.limiter import UNITS, Decision, Level, Quota
 from serve_app.gateway.limits.memory import MemoryLimiter
 from serve_app.gateway.limits.requests import RequestLimits
 from serve_app.gateway.models import Model, Models
-from serve_app.gateway.policy.check import Policy
+from serve_app.gateway.policy.check import Policy, for_model
 from serve_app.gateway.policy.settings import MediaBounds, PolicyConfig
 from serve_app.gateway.replies import JSON, send_bytes
+from serve_app.gateway.routes import MODEL_ROUTES
 from serve_app.gateway.ticket import admit
 from serve_app.ledger.usage import UsageReports
 from serve_app.ray_seam import Replicas
@@ -38,6 +39,7 @@ KEYS = {
     "limited": {"limits": {"requests_per_minute": 100, "tokens_per_minute": 1000, "context": 500}},
     "narrow": {"limits": {"requests_per_minute": 2, "concurrent": 1}},
     "scoped": {"models": ["open*"], "endpoints": ["chat*", "models*"], "limits": {"requests_per_minute": 10}},
+    "adapted": {"models": ["law"]},
     "all": {},
 }
 
@@ -48,6 +50,8 @@ class Frontend:
     def __init__(self) -> None:
         self.paths = TASKS
         self.calls = 0
+        self.models: list[str | None] = []
+        """What each request names as its model."""
         self.let_in = asyncio.Event()
         self.admission = Admission(AdmissionConfig(max_waiting=0), 1)
         self.max_model_len = 4096
@@ -65,6 +69,7 @@ class Frontend:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.calls += 1
         body = json.loads((await receive())["body"])
+        self.models.append(body.get("model"))
         params = SamplingParams(max_tokens=body["max_tokens"])
         words = len(body["messages"][0]["content"].split())
         entries = [entry("p", choice, words, params) for choice in range(body.get("n") or 1)]
@@ -81,7 +86,7 @@ class Frontend:
 
 
 class Service:
-    """Models: open, that is ready; open-too, that loads; hidden, and hidden-vision, which takes images."""
+    """Models: open, ready, with an adapter law; open-too, that loads; hidden, and hidden-vision, which takes images."""
 
     def __init__(self, folder: Path) -> None:
         records = [record(f"{name:0<10}", name, **rights) for name, rights in KEYS.items()]
@@ -90,7 +95,8 @@ class Service:
         for name in (*self.frontends, "open-too"):
             handle: Any = SimpleNamespace(deployment_name=name)
             watch[name] = Replicas(running=int(name in self.frontends))
-            model = Model(load_model("demo").model_copy(update={"id": name}), handle)
+            settings = {"id": name, "adapters": {"law": "/law"} if name == "open" else {}}
+            model = Model(load_model("demo").model_copy(update=settings), handle)
             model.frontend = cast("Any", self.frontends.get(name))
             opened.append(model)
         models = Models(opened, {}, cast("FleetWatch", watch))
@@ -243,6 +249,28 @@ async def test_a_model_out_of_scope_is_as_one_that_is_not_there(
     assert (there.status_code, there.text.replace(hidden, "absent")) == (absent.status_code, absent.text)
     assert (there.status_code, there.json()["error"]["code"]) in {(404, "model_not_found"), (413, "request_too_large")}
     assert [frontend.calls for frontend in service.frontends.values()] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("sent", [{}, {"model": None}, {"model": "law"}])
+async def test_a_key_for_an_adapter_gets_no_other_model_by_naming_none(service: Service, sent: dict[str, Any]) -> None:
+    body = {name: value for name, value in chat().items() if name != "model"} | sent
+    assert (await service.ask("adapted", json=body)).status_code == 200
+    assert service.frontends["open"].models == ["law"]
+
+
+async def test_a_model_that_is_no_text_or_that_the_route_requires_is_refused(service: Service) -> None:
+    for path, model in ((CHAT, 5), ("/api/chat", None)):
+        refused = await service.ask("adapted", path=path, json=chat(model=model))
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
+
+
+async def test_a_form_that_names_no_model_is_given_one() -> None:
+    policy, route = Policy(PolicyConfig(), b"secret"), MODEL_ROUTES["/v1/audio/translations"]
+    headers = [(name.encode(), value.encode()) for name, value in MULTIPART.items()]
+    body = FILE + b"--x--\r\n"
+    asked, body = for_model(await policy.read(route, headers, body), headers, body, "law")
+    assert asked.model == "law"
+    assert await policy.read(route, headers, body) == asked
 
 
 async def test_a_form_for_a_model_out_of_scope_and_its_card(service: Service) -> None:

@@ -54,6 +54,7 @@ class Model:
         self.limiter = Limiter()
         self.limits = RequestLimits(self.limiter, 30)
         self.admission = Admission(AdmissionConfig(max_waiting=1), places)
+        self.up_since: float | None = 0.0
         self.requests = 0
 
 
@@ -91,7 +92,7 @@ class Request:
             bounded=self.asked.bounded,
             prompts=len(self.asked.prompts) if expected is None else expected,
             choices=self.asked.choices,
-            available=lambda: True,
+            up_since=lambda: self.model.up_since,
         )
         self.ticket.on_refusal = lambda error: None if self.refused.done() else self.refused.set_result(error)
 
@@ -338,3 +339,47 @@ def test_clients_that_race_never_exceed_the_budget(waves: list[list[tuple[Asked,
 
 def reserved(asked: Asked) -> int:
     return sum(asked.prompts) + len(asked.prompts) * asked.choices * asked.most
+
+
+def test_the_deadlines_of_tokens_run_from_when_the_model_has_a_replica_again() -> None:
+    async def main() -> None:
+        model = Model()
+        model.up_since = None
+        request = Request(model, Asked([5]))
+        assert await request.start()
+        [waiting] = request.let_in
+        waiting.begin()  # the call is made, and waits in Serve's router
+        assert (request.ticket.dispatched, request.ticket.loading) == (None, True)
+        model.up_since = waiting.dispatched_at + 90
+        assert (request.ticket.dispatched, request.ticket.loading) == (waiting.dispatched_at + 90, False)
+        waiting.tokens = [1]
+        waiting.last_token_at = model.up_since + 1
+        assert request.ticket.token == model.up_since + 1
+        model.up_since += 200  # its replica died, and another has taken its place
+        assert request.ticket.token == model.up_since
+        await request.end()
+
+    run(main())
+
+
+@pytest.mark.parametrize("seen_at", [90, None])
+def test_the_wait_for_a_replica_is_not_taken_for_the_usual_time_of_an_answer(seen_at: float | None) -> None:
+    async def main() -> None:
+        model = Model(places=1)
+        model.up_since = None
+        request = Request(model, Asked([5]))
+        assert await request.start()
+        await asyncio.sleep(90)
+        model.up_since = seen_at  # None: the token comes before the gateway has heard of the replica
+        await asyncio.sleep(1)
+        [answer] = request.let_in
+        assert answer.on_first_token is not None
+        answer.on_first_token()
+        deadline = asyncio.get_running_loop().time() + 5
+        await request.end(1)
+        model.admission.check("other", "normal", deadline)
+        [running] = await model.admission.enter("other", "normal", [15])
+        model.admission.check("other", "normal", deadline)  # the place is taken, and will be free in time
+        running.leave()
+
+    run(main())

@@ -119,6 +119,24 @@ def test_the_other_deadlines_begin_when_the_model_is_there() -> None:
     run(main())
 
 
+def test_a_model_that_falls_asleep_over_a_request_keeps_its_stream_alive_and_its_deadline() -> None:
+    async def main() -> None:
+        waiting = client(deadline=28.0)
+        waiting.progress.loading = False  # the gateway has not heard yet
+
+        async def asleep(scope: Scope, receive: Receive, send: Send) -> None:
+            await asyncio.sleep(12)
+            waiting.progress.loading = True
+            await asyncio.sleep(600)
+
+        await waiting.answer.run(asleep, SCOPE, waiting.receive)
+        assert [when for when, _ in waiting.chunks] == [20, 28]
+        assert waiting.answer.error is not None
+        assert waiting.answer.error.code == "model_loading"
+
+    run(main())
+
+
 def test_a_client_that_leaves_while_the_model_loads_is_let_go() -> None:
     async def main() -> None:
         waiting = client()
