@@ -129,14 +129,6 @@ def test_the_controller_of_serve(service: Service) -> None:
     wait_for(lambda: service.processes("ray::ServeController"), "another controller")
 
 
-def test_the_dashboard_agent_of_the_gateways_node(service: Service) -> None:
-    (gateway,) = service.gateways()
-    raylet = raylet_above(gateway.process)
-    agent = next(child for child in raylet.children() if "DashboardAgent" in command_line(child))
-    kill_under_streams(service, agent)
-    assert alive(gateway.process)
-
-
 def test_the_gcs(service: Service, redis: RedisServer | None) -> None:
     if redis is None:
         pytest.skip("redis-server is not installed")
@@ -145,8 +137,12 @@ def test_the_gcs(service: Service, redis: RedisServer | None) -> None:
     wait_for(lambda: service.up("scripted", 2), "the return of a replica", 240)
 
 
-def test_the_raylet_of_a_node_without_a_gateway(service: Service) -> None:
+@pytest.mark.parametrize("process", ["raylet", "dashboard agent"])
+def test_a_node_without_a_gateway(service: Service, process: str) -> None:
+    """Ray's raylet ends with its dashboard agent, and all of its node with the raylet."""
     (gateway,) = service.gateways()
     raylets = {raylet_above(replica) for replica in service.replicas("scripted")}
     (other,) = raylets - {raylet_above(gateway.process)}
-    kill_under_streams(service, other)
+    agent = next(child for child in other.children() if "DashboardAgent" in command_line(child))
+    kill_under_streams(service, {"raylet": other, "dashboard agent": agent}[process])
+    wait_for(lambda: not alive(other), "the end of the node")
