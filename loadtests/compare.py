@@ -40,7 +40,7 @@ was not quiet say little.
 
 Under load most of a gateway's work is one JSON object and one write for each chunk of a stream. So a chunk carries one
 token more for each four open streams of a model (`gateway.busy_from`), at most eight, and never one that would wait
-more than 0.06 s for the others. ray.serve.llm, too, gathers tokens for 50 ms before it sends a chunk.
+more than 0.1 s for the others. ray.serve.llm, too, gathers tokens for 50 ms before it sends a chunk.
 """
 MAX_TOKENS = 64
 WIDTH = 160  # of the tables where there is no terminal to fit

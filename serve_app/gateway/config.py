@@ -30,7 +30,7 @@ class GatewayConfig(Closed):
     request (`deadlines.total_s`) should have them."""
     busy_from: PositiveInt = 4
     """A chunk of a stream carries one token more for each so many open requests of its model: at most eight tokens, and
-    fewer where one of them would wait more than 0.06 s for the others."""
+    fewer where one of them would wait more than 0.1 s for the others."""
     keys: KeysConfig = KeysConfig()
     """Who may use the service."""
     limits: LimitsConfig = LimitsConfig()

@@ -1,7 +1,6 @@
 """The gateway: the Serve deployment that clients reach."""
 
 import asyncio
-import gc
 import hashlib
 import logging
 import os
@@ -14,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from serve_app.collector import collect_seldom
 from serve_app.config import ModelConfig
 from serve_app.fleet import quarantine_board
 from serve_app.fleet.quarantine import Quarantine
@@ -38,10 +38,6 @@ from serve_app.ray_seam import keep_log, listen_on_node_address
 
 logger = logging.getLogger("ray.serve")
 
-# Python's own 700 has the collector walk all open requests several times for each new one: a seventh of the gateway's
-# work under load. What it finds is little, and is freed a few requests later.
-NEW_OBJECTS_TO_A_COLLECTION = 20_000
-
 
 class Gateway:
     """Holds the front ends of all models and everything that stands before them; Serve asks it for its ASGI app."""
@@ -64,7 +60,7 @@ class Gateway:
         """
         listen_on_node_address()
         keep_log()
-        gc.set_threshold(NEW_OBJECTS_TO_A_COLLECTION)
+        collect_seldom()
         watch = FleetWatch()
         self._quarantine, self._board = Quarantine(config.failover.refuse_s), board
         self._models = Models(list(map(Model, models, replicas)), aliases, watch)

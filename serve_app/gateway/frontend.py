@@ -48,7 +48,7 @@ from serve_app.telemetry.metrics import adopt_vllm_metrics
 from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, VllmConfig, restart_output
 
 MOST_TOKENS = 8  # of a chunk, under load
-HELD_BACK_S = 0.06  # a token waits no longer for the others of its chunk
+HELD_BACK_S = 0.1  # a token waits no longer for the others of its chunk
 COUNTERS = 64  # settings of a reasoning parser that are kept ready
 FAILED_S = 5.0  # so long failed requests may take to tell their clients
 

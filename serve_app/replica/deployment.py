@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 import ray
 from ray import serve
 
+from serve_app.collector import collect_seldom
 from serve_app.config import ModelConfig
 from serve_app.fleet.channel import BEAT_S, Sink, SinkGone, TokenSender
 from serve_app.fleet.resume import EngineTraits
@@ -66,6 +67,7 @@ class Replica:
     def __init__(self, model: ModelConfig) -> None:
         listen_on_node_address()
         keep_log()
+        collect_seldom()
         protect_children()
         self._settings = model.fixed_settings()
         self._adapters = model.adapters
