@@ -72,8 +72,7 @@ class Frontend:
         count_reasoning: Callable[[Entry], int],
     ) -> None:
         self._app = app
-        self._open = 0
-        self._idle = asyncio.Event()
+        self._open, self._idle = 0, asyncio.Event()
         self._idle.set()
         self.fleet = fleet
         self.metrics = metrics
@@ -83,6 +82,8 @@ class Frontend:
         self._engine = engine
         self.admission = Admission(admission, self.seats)
         self._stream_interval = engine.output_processor.stream_interval
+        # A front end that is to gather the tokens of a model that writes none ends with an error.
+        self._most_tokens = MOST_TOKENS if engine.model_config.runner_type == "generate" else 1
         self.paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
 
     @property
@@ -114,7 +115,8 @@ class Frontend:
 
     def _set_chunks(self, busy_from: int) -> None:
         """Under load most of a gateway's work is one JSON object and one write to a socket for each chunk."""
-        tokens = min(1 + self._open // busy_from, MOST_TOKENS, int(HELD_BACK_S / self.fleet.journal.token_interval_s))
+        in_time = int(HELD_BACK_S / self.fleet.journal.token_interval_s)
+        tokens = min(1 + self._open // busy_from, self._most_tokens, in_time)
         self._engine.output_processor.stream_interval = max(self._stream_interval, tokens, 1)
 
     def check(self) -> None:

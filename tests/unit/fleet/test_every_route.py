@@ -1,5 +1,6 @@
 """A replica dies while it works for any of the routes: what the client is told is what it would have been told."""
 
+import asyncio
 import json
 import re
 from typing import Any
@@ -77,6 +78,13 @@ async def test_texts_to_embed_are_embedded_elsewhere_or_the_request_fails() -> N
             await told(bed, "/embeddings", {**body, "input": "four"})
         assert (failure.value.code, (await row(bed)).finish, len(bed.handle.living)) == ("upstream_failed", "error", 1)
         assert await told(bed, "/embeddings", body) == undisturbed
+
+
+async def test_many_texts_to_embed_at_once() -> None:
+    async with running_bed(engine_config(EMBEDDING), EMBEDDING, replicas=1) as bed:
+        body = {"input": ["one", "two three"], "encoding_format": "float"}
+        alone = await told(bed, "/embeddings", body)
+        assert await asyncio.gather(*(told(bed, "/embeddings", body) for _ in range(16))) == [alone] * 16
 
 
 async def row(bed: Bed) -> Row:
