@@ -115,9 +115,8 @@ class Frontend:
 
     def _set_chunks(self, busy_from: int) -> None:
         """Under load most of a gateway's work is one JSON object and one write to a socket for each chunk."""
-        in_time = int(HELD_BACK_S / self.fleet.journal.token_interval_s)
-        tokens = min(1 + self._open // busy_from, self._most_tokens, in_time)
-        self._engine.output_processor.stream_interval = max(self._stream_interval, tokens, 1)
+        tokens = min(1 + self._open // busy_from, int(HELD_BACK_S / self.fleet.journal.token_interval_s))
+        self._engine.output_processor.stream_interval = max(self._stream_interval, min(tokens, self._most_tokens), 1)
 
     def check(self) -> None:
         """Raise what keeps this gateway from answering for the model: no request would be answered any more."""
