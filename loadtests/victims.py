@@ -1,7 +1,9 @@
 """The processes of a running fleet that a storm strikes, and how it strikes them."""
 
+import contextlib
 import random
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +34,10 @@ STRIKES = {
 }
 
 
+STRUCK = {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+EFFECT_S = 1.0
+
+
 class Killer:
     """Strikes a living replica at random, by the same choices each time it has the same seed and the same victims."""
 
@@ -60,10 +66,19 @@ class Killer:
             victim.send_signal(STRIKES[kind].number)
         except psutil.NoSuchProcess:
             return None
+        wait_for_effect(victim)
         return kind
 
     def _victims(self, replica: psutil.Process) -> list[tuple[str, psutil.Process]]:
         return [(kind, victim) for kind in self._kinds if (victim := find(replica, STRIKES[kind].title))]
+
+
+def wait_for_effect(victim: psutil.Process) -> None:
+    """Signals arrive a moment after they are sent: return once the process is stopped, dead or gone."""
+    deadline = time.monotonic() + EFFECT_S
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while victim.status() not in STRUCK and time.monotonic() < deadline:
+            time.sleep(0.001)
 
 
 def living_replicas(root: psutil.Process, model: str) -> list[psutil.Process]:
