@@ -67,7 +67,6 @@ async def chat(session: aiohttp.ClientSession, target: Target, number: int, turn
             "messages": messages,
             "max_tokens": MAX_TOKENS,
             "temperature": 0,
-            "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
