@@ -16,7 +16,7 @@ from serve_app.gateway.config import GatewayConfig
 from serve_app.replica.count import ReplicaCount, ReplicaRange
 from serve_app.replica.engine_watch import WatchdogConfig
 from serve_app.replica.owned_flags import OWNED_FLAGS
-from serve_app.settings import Closed, ConfigError, describe_errors
+from serve_app.settings import LONGEST_ID, Closed, ConfigError, ModelId, describe_errors
 
 MODELS_DIRECTORY = Path(__file__).resolve().parent.parent / "configs" / "models"
 DEMO_DIRECTORY = MODELS_DIRECTORY.parent / "demo"
@@ -24,13 +24,11 @@ DEMO_MODEL = DEMO_DIRECTORY / "model"
 DEMO_SOURCE = "demo"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NOT_IN_ID = r"[^\w./:-]+"
-LONGEST_ID = 128
 VLLM_LORA_RANK = 16  # unless `max_lora_rank` says otherwise
 
 # Settings of a model that change without a restart of its replicas.
 LIVE_SETTINGS = frozenset({"fallback", "max_ongoing_requests", "replicas"})
 
-ModelId = Annotated[str, Field(min_length=1, max_length=LONGEST_ID, pattern=r"^[\w./:-]+$")]
 Source = Annotated[str, Field(min_length=1)]
 
 

@@ -9,9 +9,8 @@ import msgspec
 from pydantic import BeforeValidator, Field, NonNegativeInt, TypeAdapter, ValidationError, model_validator
 
 from serve_app.gateway.errors import Headers
-from serve_app.settings import Closed, ConfigError, describe_errors
+from serve_app.settings import Closed, ConfigError, ModelId, describe_errors
 
-Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w./:-]+$")]
 # By which a client says which of its requests belong together.
 CONVERSATION_HEADER = b"x-conversation-id"
 
@@ -19,9 +18,9 @@ CONVERSATION_HEADER = b"x-conversation-id"
 class Alias(Closed):
     """The models that a name stands for. `{v1: 90, v2: 10}` is short for `models: {v1: 90, v2: 10}`."""
 
-    models: dict[Name, NonNegativeInt] = Field(min_length=1)
+    models: dict[ModelId, NonNegativeInt] = Field(min_length=1)
     """Weights of the models: shares of the conversations."""
-    fallback: Name | None = None
+    fallback: ModelId | None = None
     """The model that answers instead where the chosen one cannot take a request."""
 
     @model_validator(mode="after")
@@ -49,7 +48,7 @@ def _as_alias(value: Any) -> Any:
     return {"models": value} if isinstance(value, dict) and "models" not in value else value
 
 
-Aliases = dict[Name, Annotated[Alias, BeforeValidator(_as_alias)]]
+Aliases = dict[ModelId, Annotated[Alias, BeforeValidator(_as_alias)]]
 _aliases = TypeAdapter[dict[str, Alias]](Aliases)
 
 

@@ -5,7 +5,6 @@ import hashlib
 import hmac
 from collections.abc import AsyncGenerator
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from starlette.datastructures import Headers as StarletteHeaders
@@ -23,8 +22,6 @@ from serve_app.gateway.policy.table import table
 from serve_app.gateway.policy.tools import check_tools
 from serve_app.gateway.policy.verdicts import Forced
 from serve_app.gateway.routes import ModelRoute
-
-SALTS = 1024  # that are kept at hand
 
 
 class Asker(Protocol):
@@ -80,7 +77,6 @@ class Policy:
         """`secret`: from which the salts of the prefix cache are made; the same in all gateways."""
         self._config = config
         self._secret = secret
-        self._cache_salt = lru_cache(SALTS)(self._new_cache_salt)
         self._routes = table(config)
 
     def check_head(self, target: bytes, headers: Headers) -> None:
@@ -176,10 +172,7 @@ class Policy:
             if isinstance(rule, Forced):
                 value[name] = rule.value
         if "cache_salt" in policy.fields:
-            value["cache_salt"] = self._cache_salt(caller.cache_group)
-
-    def _new_cache_salt(self, group: str) -> str:
-        return hmac.digest(self._secret, group.encode(), hashlib.sha256).hex()
+            value["cache_salt"] = hmac.digest(self._secret, caller.cache_group.encode(), hashlib.sha256).hex()
 
     def _check_form(
         self, policy: RoutePolicy, headers: Headers, body: bytes, texts: list[tuple[str, str]], caller: Asker
