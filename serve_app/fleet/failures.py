@@ -51,7 +51,7 @@ LOST_CONNECTIONS = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNO
 # The service's own trouble with Ray, which no other replica would mend.
 OURS = (AuthenticationError, ObjectStoreFullError, OutOfDiskError)
 
-# What a call to an actor of the service's own raises when it cannot be reached.
+# What a call to an actor raises when it cannot be reached: one of the service's own, or Serve's controller.
 UNREACHABLE: tuple[type[Exception], ...] = (RayError, RayServeException, grpc.aio.AioRpcError, OSError)
 
 

@@ -10,10 +10,9 @@ from enum import StrEnum
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 
 from serve_app import ray_seam
+from serve_app.fleet.failures import UNREACHABLE
 from serve_app.ray_seam import Deployed, Replicas
 
 logger = logging.getLogger("ray.serve")
@@ -66,7 +65,7 @@ class FleetWatch:
             self._woken.clear()
             try:
                 await asyncio.to_thread(self._poll)
-            except (RayError, RayServeException) as error:
+            except UNREACHABLE as error:
                 logger.warning("Serve's controller does not answer: %s", type(error).__name__)
             self.looked.set()
             on_look()

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import ModelConfig
+from serve_app.fleet.failures import UNREACHABLE
 from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.watch import FleetWatch, State
 from serve_app.gateway.aliases import Alias
@@ -98,7 +97,7 @@ class Model:
     async def _wake(self) -> None:
         try:
             await self.handle.describe.remote()
-        except (RayError, RayServeException) as error:
+        except UNREACHABLE as error:
             logger.warning("model %s does not wake up: %s", self.config.id, type(error).__name__)
         finally:
             self._waking = None

@@ -10,11 +10,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 from pydantic import ValidationError
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import ModelConfig
+from serve_app.fleet.failures import UNREACHABLE
 from serve_app.fleet.quarantine import Quarantine
 from serve_app.fleet.watch import FleetWatch, State
 from serve_app.gateway.aliases import read_aliases
@@ -107,7 +106,7 @@ class Roster:
                 before = await model.open(
                     self._host, self._watch, self._config, self._quarantine, any_version=any_version
                 )
-            except (RayError, RayServeException) as error:
+            except UNREACHABLE as error:
                 logger.warning("model %s does not answer yet: %s", model.config.id, type(error).__name__)
                 await asyncio.sleep(AGAIN_S)
                 continue

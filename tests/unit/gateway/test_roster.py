@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
+import grpc
 import pytest
 
 from serve_app.config import ModelConfig
@@ -162,6 +163,25 @@ async def test_who_waits_for_a_model_of_which_no_front_end_can_be_made_is_told_s
     gateway.broken = True
     gateway.opens.set()
     assert isinstance(await error_of(each), ModelFailed)
+
+
+async def test_a_model_whose_replica_is_lost_while_it_describes_itself_is_opened_by_another(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = [grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata())] * 2
+
+    async def describe(_: Handle) -> Any:
+        if lost:
+            raise lost.pop()
+        return SimpleNamespace(settings=Handle.settings)
+
+    monkeypatch.setattr(roster, "AGAIN_S", 0.0)
+    monkeypatch.setattr(Handle, "_describe", describe)
+    gateway.opens.set()
+    gateway.watch.see(first=("m", ASLEEP))
+    [each] = await gateway.waiting()
+    async with asyncio.timeout(5):
+        assert await each is next(iter(gateway.models)).frontend
 
 
 async def test_a_model_in_the_deployment_of_another_is_opened(gateway: Gateway) -> None:
