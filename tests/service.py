@@ -275,6 +275,10 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def pids(processes: list[psutil.Process]) -> set[int]:
+    return {process.pid for process in processes}
+
+
 def command_line(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())

@@ -1,19 +1,17 @@
 """Replicas and gateways that are stopped on purpose: nothing that runs is cut, and nothing new fails."""
 
-import itertools
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import openai
-import psutil
 import pytest
 
 from tests.chaos.test_failover import WORDS, Stream
 from tests.conftest import demo
-from tests.service import Service, alive, running_service, wait_for
+from tests.load import load
+from tests.service import Service, alive, pids, running_service, wait_for
 
 pytestmark = pytest.mark.slow
 DRAIN_S = 20
@@ -37,10 +35,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def client(service: Service) -> openai.OpenAI:
     wait_for(lambda: service.up("scripted", 2), "two replicas", 120)
     return openai.OpenAI(base_url=f"{service.url}/v1", api_key=service.key, max_retries=0, timeout=240)
-
-
-def pids(processes: list[psutil.Process]) -> set[int]:
-    return {process.pid for process in processes}
 
 
 @contextmanager
@@ -75,39 +69,10 @@ def test_streams_move_off_the_replicas_of_an_old_version(client: openai.OpenAI, 
 
 def test_a_redeploy_under_load_fails_nothing(client: openai.OpenAI, service: Service) -> None:
     replicas, (gateway,) = service.replicas("scripted"), service.gateways()
-    with load(client) as failures:
+    kinds = [("yes", 0), ("yes", 0), (WORDS, 20), (WORDS, 200), (LONG, 200)]  # short answers, streams of seconds
+    with load(lambda content: Stream(client, "scripted", content).read().text, kinds) as failures:
         service.deploy([scripted(script_delay_s=0.002)], gateway={"busy_from": 9})
         wait_for(lambda: not pids(service.replicas("scripted")) & pids(replicas), "new replicas", 180)
         wait_for(lambda: not alive(gateway.process), "the end of the old gateway", 240)
         wait_for(lambda: service.up("scripted", 2), "the return of two replicas", 120)
     assert failures == []
-
-
-@contextmanager
-def load(client: openai.OpenAI) -> Iterator[list[str]]:
-    """Short answers and streams of a few seconds, one after the other, until the end of the block; their failures."""
-    failures: list[str] = []
-    over = threading.Event()
-
-    def ask(words: str, pace_ms: int) -> None:
-        for number in itertools.count():
-            if over.is_set():
-                return
-            content = f"[[answer: {number} {words}]] [[pace: {pace_ms}ms]]"
-            try:
-                text = Stream(client, "scripted", content).read().text
-            except openai.OpenAIError as error:
-                text = repr(error)
-            if text != f"{number} {words}":
-                failures.append(text)
-
-    kinds = [("yes", 0), ("yes", 0), (WORDS, 20), (WORDS, 200), (LONG, 200)]
-    threads = [threading.Thread(target=ask, args=kind) for kind in kinds]
-    for thread in threads:
-        thread.start()
-    try:
-        yield failures
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()

@@ -1,19 +1,17 @@
 """Models that come, change and go by an edited config and `serve deploy`, while the others answer."""
 
-import itertools
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
-import psutil
 import pytest
 
 from tests.conftest import demo
-from tests.service import Service, running_service, wait_for
+from tests.load import load
+from tests.service import Service, pids, running_service, wait_for
 
 pytestmark = pytest.mark.slow
 WORDS = "one two three four five six seven eight nine ten eleven twelve"
@@ -45,42 +43,15 @@ def ready(service: Service, *models: str) -> bool:
     return {each["id"] for each in details if each["status"] == "ready"} == set(models)
 
 
-@contextmanager
-def load(service: Service, model: str) -> Iterator[list[str]]:
-    """Requests to a model, one after the other and a stream all along, until the end of the block; their failures."""
-    failures: list[str] = []
-    over = threading.Event()
-
-    def in_turn() -> None:
-        for number in itertools.count():
-            if over.is_set():
-                return
-            try:
-                answer = ask(service, model, f"[[answer: {number} {WORDS}]] [[pace: 20ms]]")
-            except openai.OpenAIError as error:
-                answer = repr(error)
-            if answer != f"{number} {WORDS}":
-                failures.append(str(answer))
-
-    threads = [threading.Thread(target=in_turn) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield failures
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
-
-
-def pids(processes: list[psutil.Process]) -> set[int]:
-    return {process.pid for process in processes}
+def busy(service: Service) -> AbstractContextManager[list[str]]:
+    """The model `first` answers all along."""
+    return load(lambda content: ask(service, "first", content), [(WORDS, 20)] * 2)
 
 
 def test_models_come_and_go_without_a_hiccup_for_the_others(service: Service) -> None:
     gateways = {gateway.process.pid for gateway in service.gateways()}
     replicas = pids(service.replicas("first"))
-    with load(service, "first") as failures:
+    with busy(service) as failures:
         service.deploy([scripted("first"), scripted("second")])
         wait_for(lambda: ready(service, "first", "second"), "the second model", 180)
         assert ask(service, "second") == "yes"
@@ -97,7 +68,7 @@ def test_models_come_and_go_without_a_hiccup_for_the_others(service: Service) ->
 
 def test_a_changed_number_of_replicas_restarts_none(service: Service) -> None:
     replicas = pids(service.replicas("first"))
-    with load(service, "first") as failures:
+    with busy(service) as failures:
         service.deploy([scripted("first", replicas=2)])
         wait_for(lambda: service.up("first", 2), "the second replica", 120)
     assert failures == []
@@ -131,7 +102,7 @@ def model_card(service: Service, model: str) -> dict[str, Any]:
 
 
 def test_a_model_that_does_not_start_leaves_the_others_alone(service: Service) -> None:
-    with load(service, "first") as failures:
+    with busy(service) as failures:
         bad = scripted("bad") | {"source": "/no/such/model"}
         service.deploy([scripted("first", replicas=2), bad])
         wait_for(lambda: failed(service, "bad"), "the failure", 120)
