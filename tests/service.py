@@ -30,7 +30,7 @@ END_S = 10
 NOT_KEPT = httpx.Limits(max_keepalive_connections=0)
 
 
-def wait_for(condition: Callable[[], T], what: str, seconds: float = 60, every: float = 0.05) -> T:
+def wait_for(condition: Callable[[], T | None], what: str, seconds: float = 60, every: float = 0.05) -> T:
     """The first true value of `condition`, asked `every` so many seconds; fails the test when it does not come."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
