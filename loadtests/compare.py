@@ -38,9 +38,10 @@ HEADER = """# Performance
 alternate the order. It also tells how much of the machine other processes used meanwhile: figures from a machine that
 was not quiet say little.
 
-Under load most of a gateway's work is one JSON object and one write for each chunk of a stream. So a chunk carries one
-token more for each four open streams of a model (`gateway.busy_from`), at most eight, and never one that would wait
-more than 0.1 s for the others. ray.serve.llm, too, gathers tokens for 50 ms before it sends a chunk.
+Under load most of the work outside the engine is one message, one JSON object and one write for each chunk of a stream.
+So a replica sends one token more at a time for each four requests that it computes (`busy_from` of the model), at most
+eight, and never one that would wait more than 0.1 s for the others; first tokens leave at once. ray.serve.llm, too,
+gathers tokens for 50 ms before it sends a chunk.
 """
 MAX_TOKENS = 64
 WIDTH = 160  # of the tables where there is no terminal to fit

@@ -55,6 +55,9 @@ class ModelConfig(Closed):
     """Copies of the model, each with an engine core of its own: a number, or a range such as {min: 1, max: 4}."""
     max_ongoing_requests: PositiveInt = 1024
     """Requests a replica takes at once; the engine core queues what it cannot run yet."""
+    busy_from: PositiveInt = 4
+    """A chunk of a stream carries one token more for each so many requests that its replica computes: at most eight
+    tokens, and fewer where one of them would wait more than 0.1 s for the others."""
     drain_timeout_s: float = Field(default=120, ge=0)
     """Seconds a replica that is being stopped may go on with the requests it has."""
     drain_grace_s: float = Field(default=5, ge=0)

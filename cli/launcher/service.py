@@ -35,6 +35,8 @@ SERVE = {
     # hands its figures to Ray as often, which passes them on every ten seconds.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+    # Ray would keep the process that built the application, 145 MB that wake up a hundred times a second.
+    "RAY_num_workers_soft_limit": "0",
 }
 FIXED = {
     # `local` starts a cluster of our own; another user's is neither joined nor stopped.

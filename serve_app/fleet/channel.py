@@ -1,4 +1,4 @@
-"""The token channel: one authenticated, encrypted ZMQ message per engine step, from a replica to a gateway.
+"""The token channel: authenticated, encrypted ZMQ messages of tokens, from a replica to a gateway.
 
 A gateway binds a PULL socket on its node's address and is the CURVE server. It also makes the one client key
 pair that it accepts. Both reach a replica inside the Serve call that carries a request, which Ray's token
@@ -8,6 +8,7 @@ heartbeat.
 Source: https://rfc.zeromq.org/spec/26/ (CurveZMQ), https://rfc.zeromq.org/spec/27/ (ZAP).
 """
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,8 +21,8 @@ from zmq.utils.monitor import recv_monitor_message
 
 from serve_app.vllm_seam import EngineCoreOutputs, MsgpackDecoder, MsgpackEncoder
 
-# Steps that may wait for a gateway that reads slowly before the replica gives it up.
-UNREAD_STEPS = 4096
+# Messages that may wait for a gateway that reads slowly before the replica gives it up.
+UNREAD_MESSAGES = 4096
 # Signs of life: so often a replica beats, and libzmq pings a gateway, whose own thread answers.
 BEAT_S = 0.5
 PING_MS = 1000
@@ -44,7 +45,7 @@ class Sink(NamedTuple):
 
 
 class Header(msgspec.Struct, array_like=True, gc=False):
-    """Precedes the outputs of one engine step, or stands alone."""
+    """Precedes outputs, or stands alone."""
 
     replica: str
     """The replica's id in Serve."""
@@ -60,7 +61,7 @@ class Header(msgspec.Struct, array_like=True, gc=False):
 
 
 class SinkGone(Exception):
-    """A gateway is dead, or has not read its token channel for `UNREAD_STEPS` engine steps."""
+    """A gateway is dead, or has not read its token channel for `UNREAD_MESSAGES` messages."""
 
 
 class TokenReceiver:
@@ -73,7 +74,8 @@ class TokenReceiver:
         self._authenticator = zmq.auth.asyncio.AsyncioAuthenticator(self._context)
         self._authenticator.start()
         self._authenticator.configure_curve_callback("*", _Only(client_public))
-        self._socket = self._context.socket(zmq.PULL)
+        # pyzmq's asyncio socket makes several futures for each message.
+        self._socket: zmq.Socket[bytes] = zmq.Socket(self._context, zmq.PULL)
         self._socket.curve_server = True
         self._socket.curve_publickey = server_public
         self._socket.curve_secretkey = server_secret
@@ -84,15 +86,26 @@ class TokenReceiver:
         self.sink = Sink(f"tcp://{bracketed}:{port}", server_public, client_public, client_secret)
         self._header = msgspec.msgpack.Decoder(Header)
         self._outputs = MsgpackDecoder(EngineCoreOutputs)
+        self._loop, self._arrived = asyncio.get_running_loop(), asyncio.Event()
+        self._loop.add_reader(self._socket.FD, self._arrived.set)
 
     async def receive(self) -> tuple[Header, EngineCoreOutputs]:
         """The next message of any replica, in the order in which that replica sent it; without a step it is empty."""
-        frames = await self._socket.recv_multipart()
+        while True:
+            self._arrived.clear()
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                break
+            except zmq.Again:
+                await self._arrived.wait()
         step = self._outputs.decode(frames[1:]) if len(frames) > 1 else EngineCoreOutputs()
         return self._header.decode(frames[0]), step
 
     def close(self) -> None:
+        if self._socket.closed:
+            return
         self._authenticator.stop()
+        self._loop.remove_reader(self._socket.FD)
         self._socket.close(0)
         self._context.destroy(0)
 
@@ -118,7 +131,7 @@ class TokenSender:
         return tuple(self._lines)
 
     def push(self, address: str, offsets: list[int], outputs: EngineCoreOutputs) -> None:
-        """Queue one step for a gateway without waiting.
+        """Queue outputs for a gateway without waiting.
 
         Raises:
             SinkGone: the gateway does not read. Its line is closed and what waits in it is lost.
@@ -180,7 +193,7 @@ class _Line:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], sink: Sink) -> None:
         self.sink = sink
         self.socket = socket = context.socket(zmq.PUSH)
-        socket.sndhwm = UNREAD_STEPS
+        socket.sndhwm = UNREAD_MESSAGES
         socket.ipv6 = "[" in sink.address
         socket.curve_serverkey = sink.server_key
         socket.curve_publickey = sink.client_public

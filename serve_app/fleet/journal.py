@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator
 from serve_app.fleet.suspicion import Suspicion
 from serve_app.vllm_seam import EngineCoreOutput, EngineCoreRequest, FinishReason
 
-# The share of the newest interval in the mean.
-NEWEST = 0.01
-
 
 class TokensLost(Exception):
     """An output does not continue where the journal stands: a step before it never arrived."""
@@ -160,8 +157,6 @@ class Journal:
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
-        self.token_interval_s = 0.001
-        """Mean time between two outputs of one request, of late."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -214,8 +209,6 @@ class Journal:
         if entry.base + offset != len(entry.tokens):
             raise TokensLost(entry.request.request_id)
         now = time.monotonic()
-        if entry.last_token_at is not None:
-            self.token_interval_s += NEWEST * (now - entry.last_token_at - self.token_interval_s)
         entry.last_token_at = now
         if entry.first_token_at is None:
             entry.first_token_at = now

@@ -28,9 +28,6 @@ class GatewayConfig(Closed):
     drain_timeout_s: float = Field(default=660, ge=0)
     """Seconds a gateway that is being stopped may go on with the requests it has, which cannot move; the longest
     request (`deadlines.total_s`) should have them."""
-    busy_from: PositiveInt = 4
-    """A chunk of a stream carries one token more for each so many open requests of its model: at most eight tokens, and
-    fewer where one of them would wait more than 0.1 s for the others."""
     keys: KeysConfig = KeysConfig()
     """Who may use the service."""
     limits: LimitsConfig = LimitsConfig()

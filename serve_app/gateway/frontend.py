@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from ray.serve.handle import DeploymentHandle
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from vllm.entrypoints.anthropic.api_router import attach_router as attach_anthropic
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.openai.chat_completion.api_router import attach_router as attach_chat
@@ -47,8 +47,6 @@ from serve_app.replica.deployment import Description
 from serve_app.telemetry.metrics import adopt_vllm_metrics
 from serve_app.vllm_seam import POOLING_TASKS, EngineCoreClient, SupportedTask, VllmConfig, restart_output
 
-MOST_TOKENS = 8  # of a chunk, under load
-HELD_BACK_S = 0.1  # a token waits no longer for the others of its chunk
 COUNTERS = 64  # settings of a reasoning parser that are kept ready
 FAILED_S = 5.0  # so long failed requests may take to tell their clients
 
@@ -81,9 +79,6 @@ class Frontend:
         """How many of the tokens that the client was told of are reasoning."""
         self._engine = engine
         self.admission = Admission(admission, self.seats)
-        self._stream_interval = engine.output_processor.stream_interval
-        # A front end that is to gather the tokens of a model that writes none ends with an error.
-        self._most_tokens = MOST_TOKENS if engine.model_config.runner_type == "generate" else 1
         self.paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
 
     @property
@@ -96,27 +91,16 @@ class Frontend:
         """Tokens of prompt and answer together."""
         return int(self._engine.model_config.max_model_len)
 
-    def app(self, busy_from: int) -> ASGIApp:
-        """vLLM's app. A chunk of a stream carries one token more for each `busy_from` open requests."""
-
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            self._open += 1
-            self._idle.clear()
-            self._set_chunks(busy_from)
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                self._open -= 1
-                self._set_chunks(busy_from)
-                if not self._open:
-                    self._idle.set()
-
-        return answer
-
-    def _set_chunks(self, busy_from: int) -> None:
-        """Under load most of a gateway's work is one JSON object and one write to a socket for each chunk."""
-        tokens = min(1 + self._open // busy_from, int(HELD_BACK_S / self.fleet.journal.token_interval_s))
-        self._engine.output_processor.stream_interval = max(self._stream_interval, min(tokens, self._most_tokens), 1)
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """vLLM's app."""
+        self._open += 1
+        self._idle.clear()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._idle.set()
 
     def check(self) -> None:
         """Raise what keeps this gateway from answering for the model: no request would be answered any more."""

@@ -179,7 +179,7 @@ class Inference:
             except GatewayError as refusal:
                 ticket.refuse(refusal)
             else:
-                await frontend.app(self._config.busy_from)(scope, receive, send)
+                await frontend.answer(scope, receive, send)
 
         return app
 

@@ -17,18 +17,16 @@ from serve_app.fleet.resume import EngineTraits
 from serve_app.fleet.scaling import ReplicaLoad
 from serve_app.fleet.suspicion import Suspicion
 from serve_app.ray_seam import keep_log, listen_on_node_address, on_sigterm, on_stop
+from serve_app.replica.courier import Attempt, Courier
 from serve_app.replica.engine import Engine, engine_traits, load_adapters, start_engine
 from serve_app.replica.engine_watch import EngineWatch
 from serve_app.replica.gate import Gate
 from serve_app.replica.leaving import Leaving, Terminated
 from serve_app.replica.process import protect_children
 from serve_app.vllm_seam import (
-    EngineCoreOutput,
-    EngineCoreOutputs,
     EngineCoreRequest,
     EngineDeadError,
     MsgpackDecoder,
-    SchedulerStats,
     SupportedTask,
 )
 
@@ -49,18 +47,6 @@ class Description(NamedTuple):
     """The model's `fixed_settings` that this replica was started with."""
 
 
-class _Attempt:
-    """One gateway's request in this replica's engine core."""
-
-    __slots__ = ("address", "answered", "done", "sent")
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.sent = 0
-        self.answered = asyncio.Event()
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-
 class Replica:
     """Owns one engine core. Calls are unary: a request's tokens leave by the token channel."""
 
@@ -74,9 +60,8 @@ class Replica:
         self._engine: Engine = start_engine(model)
         self._sender = TokenSender(serve.get_replica_context().replica_id.unique_id)
         self._decoder = MsgpackDecoder(EngineCoreRequest)
-        self._attempts: dict[str, _Attempt] = {}
+        self._courier = Courier(self._sender, model.busy_from)
         self._gate, self._warm = Gate(), asyncio.Event()
-        self._stats = SchedulerStats()
         self._has_gpu = bool(ray.get_gpu_ids())
         self._leaving = Leaving(model.drain_grace_s, model.drain_timeout_s)
         on_stop(self._leaving.begin, lambda: self._leaving.begun)
@@ -113,7 +98,7 @@ class Replica:
             SinkGone: the gateway no longer reads its token channel.
         """
         self._sender.connect(sink)
-        attempt = self._attempts[request_id] = _Attempt(sink.address)
+        attempt = self._courier.attempts[request_id] = Attempt(sink.address, suspected=bool(suspicion))
         try:
             self._sender.take(sink.address, request_id)
             request = self._decoder.decode(frames)
@@ -126,9 +111,9 @@ class Replica:
             await self._engine.core.abort_requests_async([request_id])
             raise
         finally:
-            del self._attempts[request_id]
+            del self._courier.attempts[request_id]
 
-    async def _begin_apart(self, attempt: _Attempt, request: EngineCoreRequest, suspicion: Suspicion) -> None:
+    async def _begin_apart(self, attempt: Attempt, request: EngineCoreRequest, suspicion: Suspicion) -> None:
         async with self._gate.entered(suspicion):
             self._sender.begin(attempt.address, request.request_id)
             await self._engine.core.add_request_async(request)
@@ -137,10 +122,11 @@ class Replica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook for what its autoscaling policy goes by."""
         seats = self._engine.config.scheduler_config.max_num_seqs
-        if not self._attempts:  # the engine core takes no step then, so its last figures may be of before
+        if not self._courier.attempts:  # the engine core takes no step then, so its last figures may be of before
             return ReplicaLoad(seats, 0, 0, 0)._asdict()
-        waiting = self._stats.num_waiting_reqs + self._stats.num_skipped_waiting_reqs
-        return ReplicaLoad(seats, self._stats.num_running_reqs, waiting, self._stats.kv_cache_usage)._asdict()
+        stats = self._courier.stats
+        waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
+        return ReplicaLoad(seats, stats.num_running_reqs, waiting, stats.kv_cache_usage)._asdict()
 
     async def check_health(self) -> None:
         """Serve's health check: the engine core's own, once it is warm; a replica that got SIGTERM is to be replaced.
@@ -160,13 +146,13 @@ class Replica:
             self._engine.core.shutdown(timeout=2)
 
     async def _push_steps(self) -> None:
-        """Carry the engine core's outputs to the gateways, one message an engine step and gateway."""
+        """Carry the engine core's outputs to the gateways."""
         try:
             await self._warm_up()
             while True:
                 step = await self._engine.core.get_output_async()
                 self._engine_watch.step(time.monotonic())
-                self._push(step)
+                self._courier.push(step)
         except EngineDeadError:
             self._exit("its engine core died")
 
@@ -187,10 +173,10 @@ class Replica:
             # In more than that much time others had no turn, whose news would have come first.
             elapsed_s, last = min(now - last, 2 * BEAT_S), now
             for address in self._sender.beat(self._leaving.left_s(), elapsed_s):
-                self._give_up(SinkGone(address), address)
-            if (why := self._engine_watch.look(bool(self._attempts), elapsed_s)) is not None:
+                self._courier.give_up(SinkGone(address), address)
+            if (why := self._engine_watch.look(bool(self._courier.attempts), elapsed_s)) is not None:
                 self._exit(f"its engine core hangs: {why}")
-            if self._leaving.may_exit(idle=not self._attempts):
+            if self._leaving.may_exit(idle=not self._courier.attempts):
                 self._exit("it got SIGTERM")
 
     def _exit_on_error(self, task: asyncio.Task[None]) -> None:
@@ -204,45 +190,6 @@ class Replica:
         The calls in it fail as a dead replica's do, so that their requests move, and Serve starts another at once.
         """
         logger.critical("this replica exits: %s", why)
+        self._courier.flush()
         self._sender.close(flush_s=1)
         os._exit(1)
-
-    def _push(self, step: EngineCoreOutputs) -> None:
-        by_gateway: dict[str, tuple[list[int], list[EngineCoreOutput]]] = {}
-        ended: list[_Attempt] = []
-        for output in step.outputs:
-            attempt = self._attempts.get(output.request_id)
-            if attempt is None:
-                continue
-            offsets, outputs = by_gateway.setdefault(attempt.address, ([], []))
-            offsets.append(attempt.sent)
-            outputs.append(output)
-            attempt.sent += len(output.new_token_ids)
-            attempt.answered.set()
-            if output.finished:
-                ended.append(attempt)
-        if step.scheduler_stats is not None:
-            self._stats = step.scheduler_stats
-            for address in self._sender.addresses():
-                by_gateway.setdefault(address, ([], []))
-        for address, (offsets, outputs) in by_gateway.items():
-            message = EngineCoreOutputs(outputs=outputs, scheduler_stats=step.scheduler_stats, timestamp=step.timestamp)
-            self._send(address, offsets, message)
-        for attempt in ended:
-            if not attempt.done.done():
-                attempt.done.set_result(None)
-
-    def _send(self, address: str, offsets: list[int], message: EngineCoreOutputs) -> None:
-        try:
-            self._sender.push(address, offsets, message)
-        except SinkGone as gone:
-            self._give_up(gone, address)
-
-    def _give_up(self, gone: SinkGone, address: str) -> None:
-        """Abort what this replica computes for a gateway that is dead or does not read."""
-        given_up = [each for each in self._attempts.values() if each.address == address and not each.done.done()]
-        for attempt in given_up:
-            attempt.done.set_exception(gone)
-            attempt.answered.set()
-        if given_up:
-            logger.warning("gateway at %s is gone; %d of its requests are aborted", address, len(given_up))

@@ -53,6 +53,7 @@ class EngineWatch:
         self._asleep_limit_s = asleep_limit_s
         self._vitals = vitals
         self._last_step: float | None = None
+        self._stepped = False
         self._usual_step_s = 0.0
         self._cpu_s: float | None = None
         self._stopped_s = self._asleep_s = self._busy_s = 0.0
@@ -61,7 +62,7 @@ class EngineWatch:
         """A step has ended; `now` in seconds of any steady clock."""
         if self._last_step is not None:
             self._usual_step_s += NEWEST * (now - self._last_step - self._usual_step_s)
-        self._last_step = now
+        self._last_step, self._stepped = now, True
         self._cpu_s = None
         self._stopped_s = self._asleep_s = self._busy_s = 0.0
 
@@ -81,6 +82,9 @@ class EngineWatch:
             if not self._busy_s:
                 self._cpu_s = None
                 return None
+        if self._stepped:  # it lives, and to look at the machine's processes costs
+            self._stepped = False
+            return None
         vitals, before = self._vitals(), self._cpu_s
         self._cpu_s = vitals.cpu_s
         awake = vitals.awake or (before is not None and abs(vitals.cpu_s - before) > AWAKE_SHARE * elapsed_s)

@@ -71,7 +71,7 @@ def test_a_redeploy_under_load_fails_nothing(client: openai.OpenAI, service: Ser
     replicas, (gateway,) = service.replicas("scripted"), service.gateways()
     kinds = [("yes", 0), ("yes", 0), (WORDS, 20), (WORDS, 200), (LONG, 200)]  # short answers, streams of seconds
     with load(lambda content: Stream(client, "scripted", content).read().text, kinds) as failures:
-        service.deploy([scripted(script_delay_s=0.002)], gateway={"busy_from": 9})
+        service.deploy([scripted(script_delay_s=0.002)], gateway={"deadlines": {"total_s": 590}})
         wait_for(lambda: not pids(service.replicas("scripted")) & pids(replicas), "new replicas", 180)
         wait_for(lambda: not alive(gateway.process), "the end of the old gateway", 240)
         wait_for(lambda: service.up("scripted", 2), "the return of two replicas", 120)

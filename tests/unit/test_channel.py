@@ -93,7 +93,7 @@ async def test_nobody_else_can_push(receiver: TokenReceiver, sender: TokenSender
 
 
 def test_a_gateway_that_never_reads_is_given_up(sender: TokenSender, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.fleet.channel.UNREAD_STEPS", 4)
+    monkeypatch.setattr("serve_app.fleet.channel.UNREAD_MESSAGES", 4)
     public, secret = zmq.curve_keypair()
     nowhere = Sink("tcp://127.0.0.1:1", public, public, secret)
     sender.connect(nowhere)

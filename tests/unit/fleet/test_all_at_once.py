@@ -62,7 +62,7 @@ async def strike(bed: Bed, chance: random.Random) -> None:
                     bed.fleet._peers._move(entry)
         case "cut":
             for address in replica.replica._sender.addresses():
-                replica.replica._give_up(SinkGone(address), address)
+                replica.replica._courier.give_up(SinkGone(address), address)
         case "loss" if entries := [entry for entry in bed.entries if entry.tokens]:
             bed.lose(len(chance.choice(entries).tokens))
 
@@ -75,7 +75,7 @@ def left_behind(bed: Bed) -> Iterable[Any]:
     yield from (fleet._unread, len(fleet.journal), fleet._attempts, fleet._outbox._steps, bed.quarantine._running)
     yield from (processor.request_states, processor.external_req_ids, processor.parent_requests)
     yield from (bed.model.frontend.admission.running, bed.model.frontend.admission.waiting)
-    yield from (replica._attempts for replica in replicas)
+    yield from (replica._courier.attempts for replica in replicas)
     yield from (replica._engine.core._queue for replica in replicas)  # type: ignore[attr-defined]
     yield from (replica._gate._together or replica._gate._alone for replica in replicas)
 
@@ -84,7 +84,7 @@ def left_behind(bed: Bed) -> Iterable[Any]:
 @pytest.mark.parametrize("seed", range(3))
 async def test_answers_are_exact_and_nothing_is_left_behind(config: VllmConfig, model: ModelConfig, seed: int) -> None:
     chance = random.Random(seed)
-    async with running_bed(config, model, failover={"max_moves": 1000, "tokens_per_s": 0}, busy_from=1000) as bed:
+    async with running_bed(config, model, failover={"max_moves": 1000, "tokens_per_s": 0}) as bed:
         bed.loses = True  # the engines do not wait for the gateway
         clients = Clients(bed, chance)
         await clients.prepare()

@@ -32,7 +32,7 @@ async def test_a_lost_replica_makes_no_storm_and_no_move_is_dropped(config: Vllm
         survivor = await bed.start_replica()
         bed.handle.replicas[0].kill()
         await until(lambda: any(entry.moves for entry in open_requests), "the first move")
-        carried = len(survivor.replica._attempts)
+        carried = len(survivor.replica._courier.attempts)
         answers = await asyncio.gather(*streams)
         assert carried < 8
         assert [answer["choices"][0]["content"] for answer in answers] == [f"{WORDS} {n}" for n in range(8)]

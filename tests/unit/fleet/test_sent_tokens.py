@@ -7,6 +7,7 @@ from typing import Any
 import openai
 import pytest
 
+from serve_app.replica import courier
 from serve_app.replica.arguments import engine_config
 from tests.unit.fleet.bed import Bed, running_bed, scripted_model, until
 
@@ -61,11 +62,13 @@ async def test_whole_answers_of_every_kind(bed: Bed) -> None:
     assert min(told) > 0
 
 
-async def test_streams_that_end_and_streams_that_break_under_load(bed: Bed) -> None:
+async def test_streams_that_end_and_streams_that_break_under_load(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many at a time that a chunk carries several tokens, and that some wait for the next when a stream breaks."""
+    bed.loses = True  # the engines do not wait for the gateway
+    monkeypatch.setattr(courier, "HELD_BACK_S", 60)
     computed = range(5, 37)
     bodies = [
-        *(chat(f"a story [[fail after: {tokens}]]") for tokens in computed),
+        *(chat(f"a story [[pace: 20ms]] [[fail after: {tokens}]]") for tokens in computed),
         *(chat(f"[[answer: {WORDS}]]", n=choices) for choices in (1, 1, 2, 3)),
         *(chat(f"[[answer: {WORDS}]]", stop=["ten"]) for _ in range(4)),
     ]

@@ -63,13 +63,10 @@ class FrontEnd:
     reading: Any = field(default_factory=lambda: SimpleNamespace(check=lambda *_: None))
     admission: Any = None
 
-    def app(self, busy_from: int) -> Any:
-        return self._answer
-
     def count_reasoning(self, entry: Any) -> int:
         return min(2, int(entry.sent))
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As vLLM's app does: until the answer is complete or the client has left."""
         working = asyncio.create_task(self._work(send))
         leaving = asyncio.create_task(left(receive))

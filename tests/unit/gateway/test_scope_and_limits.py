@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from vllm.sampling_params import SamplingParams
 
 from serve_app.config import load_model
@@ -59,14 +59,11 @@ class Frontend:
         self.answers = asyncio.Event()
         self.answers.set()
 
-    def app(self, busy_from: int) -> ASGIApp:
-        return self._answer
-
     @staticmethod
     def count_reasoning(_: object) -> int:
         return 0
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.calls += 1
         body = json.loads((await receive())["body"])
         self.models.append(body.get("model"))
