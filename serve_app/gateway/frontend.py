@@ -168,7 +168,7 @@ async def open_frontend(
 
 
 class _MeteredLLM(AsyncLLM):
-    """Counts the tokens that clients are sent: under load the front end holds some back for the next chunk."""
+    """Counts the tokens that clients are sent: one that reads slowly, or leaves, is sent fewer than there are."""
 
     async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
         ticket = tickets.current.get()
