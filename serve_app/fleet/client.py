@@ -40,8 +40,7 @@ from serve_app.vllm_seam import (
 
 logger = logging.getLogger("ray.serve")
 
-# How long a request waits that no replica could take.
-BUSY_S = 0.5
+BUSY_S = 0.5  # waits a request that no replica could take
 
 
 class FleetClient(EngineCoreClient):
@@ -168,7 +167,6 @@ class FleetClient(EngineCoreClient):
                 entry.held = True
                 await asyncio.sleep(BUSY_S)
             if loss in {Loss.DEATH, Loss.DROPPED}:
-                self._load.forget()
                 self._peers.forget(entry.carrier)
                 self._deployment.wake()
             if loss is Loss.FAILED:
@@ -181,6 +179,8 @@ class FleetClient(EngineCoreClient):
 
         One that is to move by plan and cannot do so stays where it is.
         """
+        if loss in {Loss.DEATH, Loss.DROPPED}:
+            self._load.forget()
         if not self.journal.holds(entry):
             return
         planned, step = loss is Loss.PLANNED, decide(entry, self._engine)

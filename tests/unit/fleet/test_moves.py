@@ -83,3 +83,16 @@ async def test_a_call_that_cannot_even_be_made_ends_its_request(
                 await ask(bed.client, ANSWER, stream=True)
         assert (failure.value.status_code, bed.entries, bed.handle.calls) == (500, [], 0)
         assert (await ask(bed.client, ANSWER, stream=True))["choices"][0]["content"] == WORDS
+
+
+async def test_the_figures_of_a_replica_that_is_taken_for_dead_count_no_longer(
+    config: VllmConfig, model: ModelConfig
+) -> None:
+    """It may have said that it computes requests, and will never say otherwise."""
+    async with running_bed(config, model, 2) as bed:
+        stream = asyncio.create_task(ask(bed.client, f"{ANSWER} [[pace: 40ms]]", stream=True))
+        await until(lambda: bed.entries and bed.entries[0].tokens, "the first token")
+        assert bed.fleet._load._load
+        bed.fleet._peers._lost(bed.entries[0])
+        assert not bed.fleet._load._load
+        assert (await stream)["choices"][0]["content"] == WORDS
