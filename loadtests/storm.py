@@ -20,6 +20,7 @@ from loadtests.victims import Killer
 PROMPT_WORDS = 12
 PAUSE_AFTER_ERROR_S = 1.0
 LEDGER_S = 30.0
+LEDGER_REST_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ async def run_storm(target: Target, killer: Killer, storm: Storm, on_news: Calla
     """
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, headers=target.headers) as session:
-        before = await read_ledger(target)
+        before = await resting_ledger(target)
         bodies = [body_of(target, storm, number) for number in range(storm.streams)]
         outcome = Outcome(list(await asyncio.gather(*(stream_answer(session, target, body) for body in bodies))))
         if errors := [answer.error for answer in outcome.expected if answer.error]:
@@ -144,6 +145,16 @@ def body_of(target: Target, storm: Storm, number: int) -> dict[str, object]:
     """The request of one stream: its own prompt, and an answer of `storm.tokens` tokens."""
     content = f"{prompt(number, PROMPT_WORDS)} {storm.directives}".strip()
     return chat_body(target.model, content, storm.tokens, ignore_eos=True)
+
+
+async def resting_ledger(target: Target) -> Sums:
+    """What the ledger has once the requests of the service's start are in it: rows are written a moment later."""
+    before = await read_ledger(target)
+    while True:
+        await asyncio.sleep(LEDGER_REST_S)
+        if (now := await read_ledger(target)) == before:
+            return now
+        before = now
 
 
 async def settled_ledger(target: Target, before: Sums, expected: Sums) -> Sums:
