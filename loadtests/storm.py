@@ -149,12 +149,12 @@ def body_of(target: Target, storm: Storm, number: int) -> dict[str, object]:
 
 async def resting_ledger(target: Target) -> Sums:
     """What the ledger has once the requests of the service's start are in it: rows are written a moment later."""
-    before = await read_ledger(target)
+    deadline, now = time.monotonic() + LEDGER_S, await read_ledger(target)
     while True:
         await asyncio.sleep(LEDGER_REST_S)
-        if (now := await read_ledger(target)) == before:
+        before, now = now, await read_ledger(target)
+        if now == before or time.monotonic() > deadline:
             return now
-        before = now
 
 
 async def settled_ledger(target: Target, before: Sums, expected: Sums) -> Sums:

@@ -40,7 +40,7 @@ from serve_app.vllm_seam import (
 
 logger = logging.getLogger("ray.serve")
 
-BUSY_S = 0.5  # waits a request that no replica could take
+BUSY_S = 0.5  # for so long a request waits that no replica could take
 
 
 class FleetClient(EngineCoreClient):

@@ -70,9 +70,8 @@ def test_slow_engine_cores_get_more_time() -> None:
     watched = watch(lambda: SLEEPING)
     for number in range(1000):
         watched.step(number * 1.0)
-    assert (
-        looks(watched) == 42
-    )  # 20 usual steps of a second, after the looks that see the last one, and that only measure
+    # 20 usual steps of a second, after the look that sees the last one and the look that only measures.
+    assert looks(watched) == 42
 
 
 @pytest.mark.parametrize(("vitals", "setting"), [(STOPPED, "stopped_s"), (AWAKE, "busy_s")], ids=["stopped", "busy"])
